@@ -1,0 +1,154 @@
+// Patch normalisation on CUDA: csrc/common/patch_norm.h. A warp holds a patch in registers, so that
+// values are read once and written once; sums go lane by lane, then through a fixed butterfly.
+#include "../common/patch_norm.h"
+
+#include "launch.h"
+
+namespace mme::cuda {
+namespace {
+
+constexpr int kWarps = 4;  // patches a block
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value = add(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  return value;
+}
+
+// kHeld: values a lane holds, enough for the patch; 0 for patches that do not fit, read thrice.
+template <int kHeld>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    patch_kernel(const float* values, int64_t count, int size, float eps, float* out, float* mean,
+                 float* std) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t patch = global_thread() / kWarp;
+  if (patch >= count) return;
+  const float* z = values + patch * size;
+  float* target = out + patch * size;
+  const float pivot = read(z), number = static_cast<float>(size);
+
+  if (kHeld > 0) {
+    constexpr int kSlots = kHeld > 0 ? kHeld : 1;
+    float held[kSlots];
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const int k = i * kWarp + lane;
+      held[i] = k < size ? relative(read(z + k), pivot) : 0.f;
+    }
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) sum = add(sum, held[i]);
+    const float shift = warp_sum(sum) / number;
+    float squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const float square = squared_deviation(held[i], shift);
+      squares = add(squares, i * kWarp + lane < size ? square : 0.f);
+    }
+    const float spread = deviation(warp_sum(squares), size, eps);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const int k = i * kWarp + lane;
+      if (k < size) target[k] = normalised(held[i], shift, spread);
+    }
+    if (lane == 0) mean[patch] = add(pivot, shift), std[patch] = spread;
+    return;
+  }
+
+  float sum = 0.f;
+  for (int k = lane; k < size; k += kWarp) sum = add(sum, relative(read(z + k), pivot));
+  const float shift = warp_sum(sum) / number;
+  float squares = 0.f;
+  for (int k = lane; k < size; k += kWarp) {
+    squares = add(squares, squared_deviation(relative(read(z + k), pivot), shift));
+  }
+  const float spread = deviation(warp_sum(squares), size, eps);
+  for (int k = lane; k < size; k += kWarp) {
+    target[k] = normalised(relative(read(z + k), pivot), shift, spread);
+  }
+  if (lane == 0) mean[patch] = add(pivot, shift), std[patch] = spread;
+}
+
+// One thread a patch's feature; neighbours read neighbouring features of one track. kTracks as
+// kHeld above.
+template <int kTracks>
+__global__ void __launch_bounds__(128)
+    coordinate_kernel(const float* values, int64_t total, int tracks, int features, float eps,
+                      float* out, float* mean, float* std) {
+  const int64_t id = global_thread();
+  if (id >= total) return;
+  const int64_t patch = id / features;
+  const int64_t first = patch * tracks * features + (id - patch * features);
+  const float* z = values + first;
+  float* target = out + first;
+  const int64_t stride = features;
+  const float pivot = read(z), number = static_cast<float>(tracks);
+
+  if (kTracks > 0) {
+    constexpr int kSlots = kTracks > 0 ? kTracks : 1;
+    float held[kSlots];
+#pragma unroll
+    for (int k = 0; k < kSlots; ++k) {
+      held[k] = k < tracks ? relative(read(z + k * stride), pivot) : 0.f;
+    }
+    float sum = 0.f;
+#pragma unroll
+    for (int k = 1; k < kSlots; ++k) sum = add(sum, held[k]);
+    const float shift = sum / number;
+    float squares = 0.f;
+#pragma unroll
+    for (int k = 0; k < kSlots; ++k) {
+      const float square = squared_deviation(held[k], shift);
+      squares = add(squares, k < tracks ? square : 0.f);
+    }
+    const float spread = deviation(squares, tracks, eps);
+#pragma unroll
+    for (int k = 0; k < kSlots; ++k) {
+      if (k < tracks) target[k * stride] = normalised(held[k], shift, spread);
+    }
+    mean[id] = add(pivot, shift), std[id] = spread;
+    return;
+  }
+
+  float sum = 0.f;
+  for (int k = 1; k < tracks; ++k) sum = add(sum, relative(read(z + k * stride), pivot));
+  const float shift = sum / number;
+  float squares = 0.f;
+  for (int k = 0; k < tracks; ++k) {
+    squares = add(squares, squared_deviation(relative(read(z + k * stride), pivot), shift));
+  }
+  const float spread = deviation(squares, tracks, eps);
+  for (int k = 0; k < tracks; ++k) {
+    target[k * stride] = normalised(relative(read(z + k * stride), pivot), shift, spread);
+  }
+  mean[id] = add(pivot, shift), std[id] = spread;
+}
+
+}  // namespace
+
+void patch_norm(const float* values, int64_t count, int64_t tracks, int64_t features,
+                bool coordinate, float eps, float* out, float* mean, float* std, Queue queue) {
+  if (tracks * features > INT32_MAX) {
+    throw std::invalid_argument("a patch has " + std::to_string(tracks * features) +
+                                " values; must be fewer than 2^31");
+  }
+  const int k = static_cast<int>(tracks), f = static_cast<int>(features), size = k * f;
+  if (size == 0) return;
+  if (coordinate) {
+    const auto kernel = k <= 4 ? coordinate_kernel<4>
+                               : (k <= 16 ? coordinate_kernel<16> : coordinate_kernel<0>);
+    launch("patch_norm", queue, kernel, divide_up(count * f, 128), 128, 0, values, count * f, k, f,
+           eps, out, mean, std);
+  } else {
+    const auto kernel = size <= 2 * kWarp    ? patch_kernel<2>
+                        : size <= 8 * kWarp  ? patch_kernel<8>
+                        : size <= 24 * kWarp ? patch_kernel<24>
+                                             : patch_kernel<0>;
+    launch("patch_norm", queue, kernel, divide_up(count, kWarps), kWarps * kWarp, 0, values, count,
+           size, eps, out, mean, std);
+  }
+}
+
+}  // namespace mme::cuda

@@ -1,0 +1,144 @@
+"""Thin doors to `_cpu` and `_cuda`: pointers, sizes, and a thread count or a stream.
+
+The two modules export the same functions; only the end differs. Neither sees a torch header, so what
+they are handed must be contiguous, of the right dtype and on the right device: that is seen to here.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+
+def _module(tensor: torch.Tensor) -> ModuleType:
+    if tensor.device.type == "cuda":
+        from .. import _cuda
+
+        return _cuda
+    from .. import _cpu
+
+    return _cpu
+
+
+def _context(tensor: torch.Tensor) -> tuple[int, ...]:
+    """What every native call ends with: threads, or device and current stream."""
+    if tensor.device.type == "cuda":
+        index = tensor.device.index
+        return index, torch.cuda.current_stream(index).cuda_stream
+    return (torch.get_num_threads(),)
+
+
+def tracks(
+    flow: torch.Tensor,
+    seeds: torch.Tensor,
+    starts: torch.Tensor,
+    steps: torch.Tensor,
+    *,
+    bound: float,
+    median: int,
+    sampling: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Median-filtered advection; `flow` in float16 is read as it is on the device."""
+    on_gpu = flow.device.type == "cuda"
+    flow = flow.contiguous() if on_gpu else flow.float().contiguous()
+    seeds, starts = seeds.float().contiguous(), starts.int().contiguous()
+    steps = steps.int().contiguous()
+    batch, pairs, _, height, width = flow.shape
+    count, (rows, length) = seeds.shape[1], steps.shape
+    points = flow.new_empty((batch, count, length + 1, 2), dtype=torch.float32)
+    displacements = flow.new_empty((batch, count, length, 2), dtype=torch.float32)
+    visible = flow.new_empty((batch, count), dtype=torch.bool)
+    half = (flow.dtype == torch.float16,) if on_gpu else ()
+    _module(flow).tracks(
+        flow.data_ptr(), *half, batch, pairs, height, width,
+        seeds.data_ptr(), seeds.shape[0], count, starts.data_ptr(), steps.data_ptr(), rows, length,
+        bound, median == 3, sampling == "bilinear",
+        points.data_ptr(), displacements.data_ptr(), visible.data_ptr(), *_context(flow),
+    )  # fmt: skip
+    return points, displacements, visible
+
+
+def median_filter(planes: torch.Tensor, size: int) -> torch.Tensor:
+    """3x3 median of [M, H, W]."""
+    planes = planes.float().contiguous()
+    out = torch.empty_like(planes)
+    _module(planes).median_filter(
+        planes.data_ptr(), *planes.shape, out.data_ptr(), *_context(planes)
+    )
+    return out
+
+
+def histograms(
+    images: torch.Tensor,
+    *,
+    vectors: bool,
+    bins: int,
+    cell: int,
+    binning: str,
+    pool: str,
+    padding: str,
+    l2: bool,
+    cells_last: bool,
+) -> torch.Tensor:
+    """Cell histograms of [M, C, H, W], in either layout without a second pass."""
+    images = images.contiguous()
+    count, channels, height, width = images.shape
+    rows, columns, kept = height // cell, width // cell, 1 if vectors else channels
+    if cells_last:
+        out = images.new_empty((count, rows, columns, kept, bins), dtype=torch.float32)
+        s_image, s_row, s_column, s_channel, s_bin = out.stride()
+    else:
+        out = images.new_empty((count, kept, bins, rows, columns), dtype=torch.float32)
+        s_image, s_channel, s_bin, s_row, s_column = out.stride()
+    _module(images).histograms(
+        images.data_ptr(), images.dtype == torch.uint8, count, channels, height, width, vectors,
+        bins, cell, binning == "linear", pool == "mean", padding == "replicate", l2,
+        out.data_ptr(), s_image, s_channel, s_bin, s_row, s_column, *_context(images),
+    )  # fmt: skip
+    return out
+
+
+def windows(
+    images: torch.Tensor,
+    points: torch.Tensor,
+    starts: torch.Tensor,
+    times: torch.Tensor,
+    *,
+    bins: int,
+    cell: int,
+    binning: str,
+    pool: str,
+    padding: str,
+    l2: bool,
+) -> torch.Tensor:
+    """Histogram of the window around each point: [B, R, Lh, C, bins]."""
+    images, points = images.contiguous(), points.float().contiguous()
+    starts, times = starts.int().contiguous(), times.int().contiguous()
+    batch, frames, channels, height, width = images.shape
+    count, (rows, length) = points.shape[1], times.shape
+    out = images.new_empty((batch, count, length, channels, bins), dtype=torch.float32)
+    _module(images).windows(
+        images.data_ptr(), images.dtype == torch.uint8, batch, frames, channels, height, width,
+        points.data_ptr(), points.shape[2], starts.shape[0], count,
+        starts.data_ptr(), times.data_ptr(), rows, length,
+        bins, cell, binning == "linear", pool == "mean", padding == "replicate", l2,
+        out.data_ptr(), *_context(images),
+    )  # fmt: skip
+    return out
+
+
+def patch_norm(
+    values: torch.Tensor, *, mode: str, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalise [M, K, F]."""
+    values = values.float().contiguous()
+    count, tracks, features = values.shape
+    out = torch.empty_like(values)
+    mean = values.new_empty((count, 1, features if mode == "coordinate" else 1))
+    std = torch.empty_like(mean)
+    _module(values).patch_norm(
+        values.data_ptr(), count, tracks, features, mode == "coordinate", eps,
+        out.data_ptr(), mean.data_ptr(), std.data_ptr(), *_context(values),
+    )  # fmt: skip
+    return out, mean, std

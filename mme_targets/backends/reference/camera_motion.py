@@ -1,0 +1,303 @@
+"""Camera motion between two frames and its removal (Appendix A), by OpenCV and NumPy on the host.
+
+As improved Dense Trajectories and the tool chain of Appendix A do it:
+
+1. Interest points of both frames, matched where each is the other's nearest inside a ± window, and
+   corners of the first frame carried to the second by the flow.
+2. A homography by RANSAC if there are more than 50 matches, kept if more than 25 agree with it;
+   otherwise the identity.
+3. The second frame is warped back by it, and flow is computed again, from the first frame to the
+   warped second. Where no homography was found there is nothing to remove and the flow stays.
+
+Points are (x, y) px, pixel centres are integers; a homography H maps a point of the first frame to
+the second.
+
+Deviations: SIFT or ORB stand for SURF, which OpenCV's packages lack. Three slips of the tool chain
+are not copied: both frames' points are matched for every pair, corners are taken on the first
+frame, and both components of a carried corner are read at the same pixel. A homography that folds
+the frame or scales a part of it out of reason is refused.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...config import Tvl1Config
+from .optical_flow import (
+    Flow,
+    Image,
+    Pairs,
+    Progress,
+    dense_flow,
+    grey_frames,
+    in_parallel,
+    keys_of,
+    opencv,
+    rounded,
+)
+
+Points = NDArray[np.float64]
+
+ENOUGH_MATCHES = 50
+"""RANSAC runs on more matches than these."""
+ENOUGH_INLIERS = 25
+"""A homography is kept with more inliers than these."""
+CORNERS = (1000, 0.001, 3)
+"""Corners at most, quality relative to the best, and distance between two, px."""
+ORB_POINTS = 1000
+"""ORB keeps the best so many; SIFT keeps all."""
+BORDER = 5
+"""Pixels that would be read this near to the second frame's border, px, are not."""
+SMALLEST_SIDE = 32
+"""px; frames smaller than the detectors' own windows have no interest points."""
+LARGEST_ZOOM = 4.0
+"""A homography may not scale any part of the frame by more than this, or by less than 1 over it."""
+
+
+class Features(NamedTuple):
+    """Interest points [N, 2] and their descriptors [N, D], of whole numbers."""
+
+    points: Points
+    descriptors: NDArray[np.float32]
+
+
+class Settings(NamedTuple):
+    """Detector ("sift", "orb", "corners"), ± window for its matches (px, or None), RANSAC's px.
+
+    RANSAC's random numbers start from `seed` for every pair anew.
+    """
+
+    detector: str
+    window: float | None
+    threshold: float
+    seed: int
+
+
+class Estimate(NamedTuple):
+    """One pair's homography [3, 3], the matches that agree with it, and whether it is kept."""
+
+    homography: NDArray[np.float64]
+    inliers: int
+    ok: bool
+
+
+class Motion(NamedTuple):
+    """Homographies [B, P, 3, 3], inliers [B, P] and ok [B, P] of all pairs."""
+
+    homographies: NDArray[np.float64]
+    inliers: NDArray[np.int64]
+    ok: NDArray[np.bool_]
+
+
+def features(image: Image, detector: str) -> Features:
+    """Interest points of a grey image [H, W], ordered by place."""
+    none = Features(np.zeros((0, 2)), np.zeros((0, 1), np.float32))
+    if detector == "corners" or min(image.shape) < SMALLEST_SIDE:
+        return none
+    cv2 = opencv()
+    finder = cv2.SIFT_create() if detector == "sift" else cv2.ORB_create(ORB_POINTS)
+    keypoints, descriptors = finder.detectAndCompute(rounded(image), None)
+    if not keypoints:
+        return none
+    if descriptors.dtype == np.uint8:  # ORB: Hamming distance is squared distance between bits
+        descriptors = np.unpackbits(descriptors, axis=1)
+    points = np.array([k.pt for k in keypoints], np.float64)
+    sizes = np.array([(k.size, k.angle) for k in keypoints], np.float64)
+    order = np.lexsort((sizes[:, 1], sizes[:, 0], points[:, 0], points[:, 1]))
+    return Features(points[order], descriptors[order].astype(np.float32))
+
+
+def match(first: Features, second: Features, window: float | None) -> tuple[Points, Points]:
+    """Points [M, 2] of both frames that are each other's nearest inside ±`window` px.
+
+    Descriptors are whole numbers small enough for float32, so that the distances are exact and the
+    order in which a library adds them does not matter.
+    """
+    count, others = len(first.points), len(second.points)
+    if count == 0 or others == 0:
+        return np.zeros((0, 2)), np.zeros((0, 2))
+    nearest = np.zeros(count, np.int64)
+    distance = np.full(count, np.inf, np.float32)
+    nearest_back = np.zeros(others, np.int64)
+    distance_back = np.full(others, np.inf, np.float32)
+    norms = np.square(second.descriptors).sum(axis=1)
+    rows = 1024  # at a time, so that memory grows with the points and not with their square
+    for at in range(0, count, rows):
+        part = first.descriptors[at : at + rows]
+        far = np.square(part).sum(axis=1)[:, None] + norms - 2 * (part @ second.descriptors.T)
+        if window is not None:
+            apart = np.abs(first.points[at : at + rows, None] - second.points).max(axis=2)
+            far[apart > window] = np.inf
+        nearest[at : at + rows] = far.argmin(axis=1)
+        distance[at : at + rows] = far.min(axis=1)
+        best, row = far.min(axis=0), far.argmin(axis=0)
+        closer = best < distance_back
+        nearest_back[closer], distance_back[closer] = at + row[closer], best[closer]
+    mutual = np.isfinite(distance) & (nearest_back[nearest] == np.arange(count))
+    return first.points[mutual], second.points[nearest[mutual]]
+
+
+def carried_corners(first: Image, flow: Flow) -> tuple[Points, Points]:
+    """Corners [M, 2] of the first frame, and where the flow [2, H, W] carries them.
+
+    Those that leave the frame, or whose flow is not finite, are left out.
+    """
+    corners = opencv().goodFeaturesToTrack(rounded(first), *CORNERS)
+    if corners is None:
+        return np.zeros((0, 2)), np.zeros((0, 2))
+    source = corners.reshape(-1, 2).astype(np.float64)
+    x, y = np.rint(source).astype(np.int64).T
+    target = source + flow[:, y, x].T.astype(np.float64)
+    last = np.array(first.shape[::-1], np.float64) - 1
+    with np.errstate(invalid="ignore"):
+        inside = ((target >= 0) & (target <= last)).all(axis=1)  # False for NaN
+    return source[inside], target[inside]
+
+
+def estimate(
+    first: Image,
+    second: Image,
+    flow: Flow,
+    found: tuple[Features, Features],
+    settings: Settings,
+) -> Estimate:
+    """Camera motion of one pair, from the interest points `found` and the corners together."""
+    matched, carried = match(*found, settings.window), carried_corners(first, flow)
+    source, target = (np.concatenate(both) for both in zip(matched, carried, strict=True))
+    motion = ransac(source, target, first.shape, settings)
+    if motion.ok and np.array_equal(first, second):
+        return motion._replace(homography=np.eye(3))  # found to within rounding, known exactly
+    return motion
+
+
+def ransac(source: Points, target: Points, shape: tuple[int, ...], settings: Settings) -> Estimate:
+    """The homography that most matches [M, 2] agree with; or the identity."""
+    if len(source) <= ENOUGH_MATCHES:
+        return Estimate(np.eye(3), 0, False)
+    cv2 = opencv()
+    options = cv2.UsacParams()  # its random numbers start from `seed`, and are nobody else's
+    options.randomGeneratorState = settings.seed
+    options.threshold = settings.threshold
+    options.confidence = 0.999
+    options.maxIterations = 5000
+    try:
+        homography, _ = cv2.findHomography(source, target, options)
+    except cv2.error:  # raised, rather than none returned, for some degenerate sets of points
+        homography = None
+    if homography is None or not plausible(homography, shape):
+        return Estimate(np.eye(3), 0, False)
+    homography = np.asarray(homography, np.float64) / homography[2, 2]
+    error = np.linalg.norm(apply(homography, source) - target, axis=1)
+    inliers = int((error <= settings.threshold).sum())
+    if inliers <= ENOUGH_INLIERS:
+        return Estimate(np.eye(3), inliers, False)
+    return Estimate(homography, inliers, True)
+
+
+def apply(homography: NDArray[np.float64], points: Points) -> Points:
+    """Where a homography takes points [..., 2]."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        moved = points @ homography[:, :2].T + homography[:, 2]
+        result: Points = moved[..., :2] / moved[..., 2:]
+    return result
+
+
+def plausible(homography: NDArray[np.float64], shape: tuple[int, ...]) -> bool:
+    """Whether a homography is finite and neither folds nor crushes a frame of shape (H, W).
+
+    At a point whose third coordinate is w, it scales areas by det(H) / w³ (with H's last entry 1).
+    w is linear, so its extremes over the frame lie at the corners.
+    """
+    if not np.isfinite(homography).all() or abs(homography[2, 2]) < 1e-12:
+        return False
+    scaled = homography / homography[2, 2]
+    right, bottom = shape[1] - 1.0, shape[0] - 1.0
+    corners = np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]])
+    w = corners @ scaled[2]
+    if not (w > 1e-6).all():
+        return False
+    area = np.linalg.det(scaled) / w**3
+    return bool((area >= LARGEST_ZOOM**-2).all() and (area <= LARGEST_ZOOM**2).all())
+
+
+def warp_second(first: Image, second: Image, homography: NDArray[np.float64]) -> Flow:
+    """The second frame as if the camera had stood still, float32: second(H·x) at every pixel x.
+
+    `first` and `second` are [H, W] or [H, W, C]. Read bilinearly; a pixel that would be read within
+    `BORDER` px of the second frame's border, or outside it, takes the first frame's value, so that
+    it shows no motion.
+    """
+    height, width = first.shape[:2]
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float64)
+    x, y = np.moveaxis(apply(homography, grid), -1, 0)
+    inside = (x >= BORDER) & (x <= width - 1 - BORDER) & (y >= BORDER) & (y <= height - 1 - BORDER)
+    x, y = x[inside], y[inside]
+    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    fx, fy = x - left, y - top
+    if second.ndim == 3:
+        fx, fy = fx[:, None], fy[:, None]
+    pixels = second.astype(np.float64)
+    above = (1 - fx) * pixels[top, left] + fx * pixels[top, left + 1]
+    below = (1 - fx) * pixels[top + 1, left] + fx * pixels[top + 1, left + 1]
+    warped = first.astype(np.float32)
+    warped[inside] = (1 - fy) * above + fy * below
+    return warped
+
+
+def camera_motion(
+    frames: Image,
+    flow: Flow,
+    pairs: Pairs,
+    settings: Settings,
+) -> Motion:
+    """Camera motion of each pair: frames [B, T, 3, H, W], their unclipped flow [B, P, 2, H, W]."""
+    greys = grey_frames(frames, pairs)
+    found = in_parallel(lambda key: features(greys[key], settings.detector), list(greys))
+
+    def solve(key: tuple[int, ...]) -> Estimate:
+        one, two = ((key[0], t) for t in pairs[key[1]])
+        return estimate(greys[one], greys[two], flow[key], (found[one], found[two]), settings)
+
+    return _gathered(in_parallel(solve, keys_of(frames, pairs)), len(frames), len(pairs))
+
+
+def flow_and_camera(
+    frames: Image,
+    pairs: Pairs,
+    settings: Settings,
+    *,
+    method: str,
+    config: Tvl1Config,
+    progress: Progress | None = None,
+) -> tuple[Flow, Motion]:
+    """Flow with camera motion removed [B, P, 2, H, W], px, not clipped, and that motion."""
+    greys = grey_frames(frames, pairs)
+    found = in_parallel(lambda key: features(greys[key], settings.detector), list(greys))
+    flow = np.empty((len(frames), len(pairs), 2, *frames.shape[-2:]), np.float32)
+
+    def solve(key: tuple[int, ...]) -> Estimate:
+        one, two = ((key[0], t) for t in pairs[key[1]])
+        first, second = greys[one], greys[two]
+        flow[key] = dense_flow(first, second, method, config)
+        camera = estimate(first, second, flow[key], (found[one], found[two]), settings)
+        if camera.ok:
+            still = warp_second(first, second, camera.homography)
+            flow[key] = dense_flow(first, still, method, config)
+        return camera
+
+    estimates = in_parallel(solve, keys_of(frames, pairs), progress)
+    return flow, _gathered(estimates, len(frames), len(pairs))
+
+
+def _gathered(estimates: dict[tuple[int, ...], Estimate], clips: int, pairs: int) -> Motion:
+    motion = Motion(
+        np.empty((clips, pairs, 3, 3)),
+        np.empty((clips, pairs), np.int64),
+        np.empty((clips, pairs), np.bool_),
+    )
+    for key, one in estimates.items():
+        motion.homographies[key], motion.inliers[key], motion.ok[key] = one
+    return motion

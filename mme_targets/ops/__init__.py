@@ -1,0 +1,1 @@
+"""The doors: each checks its arguments, then calls a custom operator that picks the floor."""
