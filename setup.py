@@ -2,8 +2,10 @@
 
 Neither includes a torch header, so one build serves every torch. Environment variables:
 
-MME_BUILD_CUDA   1: a missing nvcc is an error; 0: do not build _cuda; unset: build it if nvcc is there
-MME_CUDA_ARCHS   compute capabilities, e.g. "80;90" (default: all that this nvcc knows of DEFAULT_ARCHS)
+MME_BUILD_CUDA   1: a missing nvcc is an error; 0: do not build _cuda; unset: build it if nvcc is
+                 there
+MME_CUDA_ARCHS   compute capabilities, e.g. "80;90"; unset: those of DEFAULT_ARCHS that this nvcc
+                 knows
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ class BuildNative(build_ext):
         nvcc = find_nvcc()
         if nvcc is None:
             raise RuntimeError("MME_BUILD_CUDA=1, but nvcc is neither in CUDA_HOME nor on the PATH")
-        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+        known = subprocess.run(
+            [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
+        )
         supported = set(re.findall(r"compute_(\d+)", known.stdout))
         wanted = re.findall(r"\d+", os.environ.get("MME_CUDA_ARCHS", ""))
         archs = wanted or [arch for arch in DEFAULT_ARCHS if arch in supported]
@@ -110,7 +114,11 @@ class BuildNative(build_ext):
         self.link(ext, objects, ["cudart_static", "dl", "rt", "pthread"], folders)
 
     def link(
-        self, ext: Extension, objects: list[str], libraries: list[str], folders: list[str] = []  # noqa: B006
+        self,
+        ext: Extension,
+        objects: list[str],
+        libraries: list[str],
+        folders: list[str] = [],  # noqa: B006
     ) -> None:
         """Link the objects of one module."""
         target = Path(self.get_ext_fullpath(ext.name))

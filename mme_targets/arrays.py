@@ -30,7 +30,7 @@ def as_tensor(array: Array, name: str) -> torch.Tensor:
         except TypeError as error:
             raise TypeError(f"{name} has dtype {array.dtype}, which torch lacks") from error
     if type(array).__module__.split(".")[0] == "cupy":
-        tensor: torch.Tensor = torch.from_dlpack(array)
+        tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(array)
         return tensor
     raise TypeError(
         f"{name} is a {type(array).__module__}.{type(array).__name__}; "
@@ -53,7 +53,9 @@ def check_dtype(tensor: torch.Tensor, name: str, allowed: Sequence[torch.dtype])
     """Raise `TypeError` naming the argument unless its dtype is one of `allowed`."""
     if tensor.dtype not in allowed:
         must = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise TypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; must be {must}")
+        raise TypeError(
+            f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; must be {must}"
+        )
 
 
 def check_rank(tensor: torch.Tensor, name: str, ranks: Sequence[int], layout: str) -> None:

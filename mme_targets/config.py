@@ -13,7 +13,6 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -134,9 +133,13 @@ class _Config:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
-@lru_cache(maxsize=None)
+_HINTS: dict[str, dict[str, Any]] = {}
+
+
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    if cls.__name__ not in _HINTS:
+        _HINTS[cls.__name__] = typing.get_type_hints(cls)
+    return _HINTS[cls.__name__]
 
 
 def _parse(kind: Any, value: Any) -> Any:
@@ -296,6 +299,15 @@ class TargetConfig(_Config):
             self._fail("cell", f"must divide patch ({self.patch}) for {', '.join(sorted(dense))}")
         if self.follow_camera and not self.camera_motion:
             self._fail("follow_camera", "needs camera_motion")
+        if self.quirks == "released":
+            if not set(self.targets) <= {"trajectory", "position", "shape"}:
+                self._fail(
+                    "targets", "may name trajectory, position and shape with released quirks"
+                )
+            if self.region != "crop" or self.tracks < 2:
+                self._fail(
+                    "quirks", "'released' needs region 'crop' and two tracks a patch or more"
+                )
 
     @property
     def _tracked(self) -> bool:

@@ -1,4 +1,4 @@
-"""MotionTargets: frames → flow → tracks → HOG along them → normalised tokens, in the paper's order."""
+"""MotionTargets: frames → flow → tracks → HOG along them → tokens, in the paper's order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch import nn
 
 from .arrays import Array, as_tensor, check_dtype, check_rank
 from .config import TargetConfig
+from .ops.camera_motion import flow_and_camera
+from .ops.optical_flow import optical_flow
 from .ops.trajectories import tracks
 from .plan import ClipPlan
+from .region import crop_flow, crop_frames, follow_camera, to_frame
 from .targets import TRACKED, Clip, Target, Targets, finish, names
 
 
@@ -88,33 +91,14 @@ class MotionTargets(nn.Module):
 
         # Appendix A: flow, camera motion removed.
         if omega is None and self._needs_flow:
-            from .ops.optical_flow import flow_and_camera
-
-            omega, camera = flow_and_camera(
-                images,
-                method=config.flow,
-                camera_motion=config.camera_motion,
-                pairs=self.plan.pairs,
-                bound=config.bound,
-                config=config.tvl1,
-                detector=config.detector,
-                progress=progress,
-            )
-            cameras = None if camera is None else camera.homographies
-        if config.quirks == "released":
-            from .backends.reference import released
-
-            return _unbatch(released.targets(config, self.plan, images, omega, padded), batched)
+            omega, cameras = self._flow(images, progress)
 
         # Appendix B: what the model sees of frames and flow, and where in them tracks start.
         box = self._box(crop, images, batched)
         shown, shown_flow = images, omega
-        if box is not None:
-            from .region import crop_flow, crop_frames
-
-            if set(self.names) - set(TRACKED):
-                shown = crop_frames(images, box, config.size)
-                shown_flow = None if omega is None else crop_flow(omega, box, config.size)
+        if box is not None and set(self.names) - set(TRACKED):
+            shown = crop_frames(images, box, config.size)
+            shown_flow = None if omega is None else crop_flow(omega, box, config.size)
         height, width = (config.size, config.size) if box is not None else images.shape[-2:]
         clip = Clip(
             config=config,
@@ -128,9 +112,32 @@ class MotionTargets(nn.Module):
             padded=padded,
             tracked_frames=images,
         )
+        if config.quirks == "released":
+            from .backends.reference import released
+
+            seeds, starts = self._seeds(height, width, clip.tokens, images.device)
+            return _unbatch(released.targets(clip, seeds, starts), batched)
         if set(self.names) & set(TRACKED):
             self._track(clip, omega, cameras, box, height, width)
         return _unbatch(Targets({name: finish(name, clip) for name in self.names}), batched)
+
+    def _flow(
+        self, images: torch.Tensor, progress: Callable[[int], Any] | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Clipped flow of the plan's pairs, and the camera's homographies if it was removed."""
+        config = self.config
+        options: dict[str, Any] = {
+            "method": config.flow,
+            "pairs": self.plan.pairs,
+            "bound": config.bound,
+            "config": config.tvl1,
+            "detector": config.detector,
+            "progress": progress,
+        }
+        if not config.camera_motion:
+            return optical_flow(images, **options), None
+        found = flow_and_camera(images, **options)
+        return found.flow, found.camera.homographies
 
     def _track(
         self,
@@ -145,8 +152,6 @@ class MotionTargets(nn.Module):
         config, images = self.config, clip.tracked_frames
         seeds, starts = self._seeds(height, width, clip.tokens, images.device)
         if box is not None:
-            from .region import to_frame
-
             seeds = to_frame(seeds, box, config.size)
         if omega is None:  # L = 0 needs none
             omega = images.new_zeros((len(images), 1, 2, *images.shape[-2:]), dtype=torch.float32)
@@ -163,8 +168,6 @@ class MotionTargets(nn.Module):
         )
         clip.lookup = clip.points
         if config.follow_camera and config.length:
-            from .region import follow_camera
-
             if cameras is None:
                 raise ValueError("homographies is None; follow_camera needs it where flow is given")
             pair_of = clip.steps[starts.long()].long()
@@ -181,7 +184,9 @@ class MotionTargets(nn.Module):
     @property
     def _needs_flow(self) -> bool:
         tracked = bool(set(self.names) & set(TRACKED))
-        return bool({"flow", "hof", "mbh"} & set(self.names)) or (tracked and self.config.length > 0)
+        return bool({"flow", "hof", "mbh"} & set(self.names)) or (
+            tracked and self.config.length > 0
+        )
 
     def _on(self, name: str, device: torch.device) -> torch.Tensor:
         buffer: torch.Tensor = getattr(self, name)
@@ -198,7 +203,9 @@ class MotionTargets(nn.Module):
                 f"length={config.length})"
             )
         height, width = images.shape[-2:]
-        if config.region == "crop" and (height % config.patch or width % config.patch or not height):
+        if config.region == "crop" and (
+            height % config.patch or width % config.patch or not height
+        ):
             raise ValueError(
                 f"frames is {height}x{width} px; both must be divisible by patch ({config.patch})"
             )
@@ -239,14 +246,20 @@ class MotionTargets(nn.Module):
     def _box(self, crop: Array | None, images: torch.Tensor, batched: bool) -> torch.Tensor | None:
         if self.config.region == "crop":
             if crop is not None:
-                raise ValueError("crop is given, but the config's region is 'crop': frames are the crop")
+                raise ValueError(
+                    "crop is given, but the config's region is 'crop': frames are the crop"
+                )
             return None
         if crop is None:
-            raise ValueError("crop is None; region='frame' needs each clip's box [B, 4] (x, y, w, h)")
+            raise ValueError(
+                "crop is None; region='frame' needs each clip's box [B, 4] (x, y, w, h)"
+            )
         box = as_tensor(crop, "crop").to(images.device, torch.float32)
         box = box if batched else box[None]
         if list(box.shape) != [len(images), 4]:
-            raise ValueError(f"crop has shape {list(box.shape)}; must be [{len(images)}, 4] (x, y, w, h)")
+            raise ValueError(
+                f"crop has shape {list(box.shape)}; must be [{len(images)}, 4] (x, y, w, h)"
+            )
         return box
 
     def _tokens(
@@ -273,7 +286,9 @@ class MotionTargets(nn.Module):
                 raise ValueError(f"mask has {chosen.shape[1]} booleans a clip; must have {count}")
             per_clip = chosen.sum(dim=1)
             if not bool((per_clip == per_clip[0]).all()):
-                raise ValueError(f"mask chooses {per_clip.tolist()} patches; must be as many in each clip")
+                raise ValueError(
+                    f"mask chooses {per_clip.tolist()} patches; must be as many in each clip"
+                )
             return chosen.nonzero()[:, 1].view(batch, -1)
         if chosen.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"mask has dtype {chosen.dtype}; must be bool, int32 or int64")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from .config import TargetConfig
 
@@ -37,7 +38,9 @@ class ClipPlan:
     padded: tuple[tuple[bool, ...], ...]
 
     @classmethod
-    def build(cls, config: TargetConfig, start: int = 0, video_frames: int | None = None) -> ClipPlan:
+    def build(
+        cls, config: TargetConfig, start: int = 0, video_frames: int | None = None
+    ) -> ClipPlan:
         """Plan the clip whose first frame is `start` of a video of `video_frames` (None: endless).
 
         Raises
@@ -50,17 +53,13 @@ class ClipPlan:
         if video_frames is not None and video_frames < 1:
             raise ValueError(f"video_frames is {video_frames}; a clip needs at least one frame")
         if video_frames is not None and start >= video_frames:
-            raise ValueError(
-                f"start is {start}, past the video's last frame {video_frames - 1}"
-            )
+            raise ValueError(f"start is {start}, past the video's last frame {video_frames - 1}")
         base = _layout(config)
         raw = tuple(start + offset for offset in base.frames)
         if video_frames is None:
             return cls(raw, base.rgb, base.pairs, base.steps, base.hog, base.padded)
         last = video_frames - 1
-        padded = tuple(
-            tuple(raw[base.pairs[p][1]] > last for p in row) for row in base.steps
-        )
+        padded = tuple(tuple(raw[base.pairs[p][1]] > last for p in row) for row in base.steps)
         frames = tuple(min(index, last) for index in raw)
         return cls(frames, base.rgb, base.pairs, base.steps, base.hog, padded)
 
@@ -84,9 +83,9 @@ def _layout(config: TargetConfig) -> ClipPlan:
     wanted = sorted({*sampled, *(raw for track in tracks for raw in track)})
     position = {raw: i for i, raw in enumerate(wanted)}
 
-    ends = sorted({edge for track in tracks for edge in zip(track, track[1:], strict=False)})
+    ends = sorted({edge for track in tracks for edge in pairwise(track)})
     pair = {edge: i for i, edge in enumerate(ends)}
-    steps = tuple(tuple(pair[e] for e in zip(t, t[1:], strict=False)) for t in tracks)
+    steps = tuple(tuple(pair[e] for e in pairwise(t)) for t in tracks)
     if config.length:
         hog = tuple(tuple(position[raw] for raw in track[:-1]) for track in tracks)
     else:

@@ -66,8 +66,10 @@ class Scene:
             paths = torch.where((layer == number)[..., None, None], moved, paths)
         return paths
 
-    def clear(self, points: torch.Tensor, start: int, length: int, margin: float = 0) -> torch.Tensor:
-        """[...] bool: nothing comes within `margin` px in front of the thing, or lets it out of view.
+    def clear(
+        self, points: torch.Tensor, start: int, length: int, margin: float = 0
+    ) -> torch.Tensor:
+        """[...] bool: the thing stays in view, and no other layer shows within `margin` px of it.
 
         Only along such tracks can flow be asked to follow the truth.
         """
@@ -85,9 +87,8 @@ class Scene:
 
     def _texture(self, points: torch.Tensor, layer: int, frame: int) -> torch.Tensor:
         """Image coordinates to the layer's own."""
-        return (points.double() - self.shifts[layer, frame]) @ torch.linalg.inv(
-            self.matrices[layer, frame]
-        ).T
+        back: torch.Tensor = torch.linalg.inv(self.matrices[layer, frame])
+        return (points.double() - self.shifts[layer, frame]) @ back.T
 
     def _image(self, fixed: torch.Tensor, layer: int, frame: int) -> torch.Tensor:
         """The layer's own coordinates to those of the image."""
@@ -164,9 +165,7 @@ def _box(
     return rows, columns
 
 
-def _affine(
-    matrix: torch.Tensor, shift: torch.Tensor, rows: slice, columns: slice
-) -> torch.Tensor:
+def _affine(matrix: torch.Tensor, shift: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
     """[2, h, w] float64: matrix @ (x, y) + shift at every pixel of the box."""
     x = torch.arange(columns.start, columns.stop, dtype=torch.float64)
     y = torch.arange(rows.start, rows.stop, dtype=torch.float64)[:, None]
@@ -219,7 +218,7 @@ def _texture(random: torch.Generator, tint: int) -> torch.Tensor:
     radius = (fall[:, None] ** 2 + fall[: _TILE // 2 + 1] ** 2).sqrt()
     # Wavelengths from about 8 px, which resampling keeps, to 128 px.
     shape = torch.exp(-((radius * 9) ** 2)) * (radius > 1 / 128) / (radius**1.3 + 1 / 512)
-    total = torch.fft.irfft2(torch.fft.rfft2(noise) * shape, s=(_TILE, _TILE))
+    total: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * shape, s=(_TILE, _TILE))
     total = total / total.std()
     hue = 2 * math.pi * torch.tensor([0.0, 1.0, 2.0]) / 3 + 2.4 * tint
     base = 128 + (0 if tint == 0 else 50) * torch.cos(hue)

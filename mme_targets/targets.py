@@ -1,8 +1,8 @@
 """Each target by name: what a patch's values are, and which of them count (§3.3, Tables 5 to 7).
 
 Every function here takes the clip's measurements and returns `values [B, M, K, F]` with
-`valid [B, M, K]`; `finish` merges tracks (Table 7c), normalises (Table 7b) and lays out tokens. M runs
-over the N patches in (t, h, w) order, or over the masked ones alone.
+`valid [B, M, K]`; `finish` merges tracks (Table 7c), normalises (Table 7b) and lays out tokens. M
+runs over the N patches in (t, h, w) order, or over the masked ones alone.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Clip:
 
 def position(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
     """z^p, the displacements along each track (Eq. 4): F = L·2, px of the crop."""
-    assert clip.displacements is not None and clip.visible is not None
+    assert clip.displacements is not None
+    assert clip.visible is not None
     moves = clip.displacements
     tracks = clip.config.tracks
     values = moves.reshape(len(moves), -1, tracks, moves.shape[2] * 2)
@@ -75,7 +76,9 @@ def position(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
 
 def shape(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
     """z^s, HOG along each track (Eq. 5): F = L·C·bins; at L = 0 the middle frame's alone."""
-    assert clip.lookup is not None and clip.starts is not None and clip.visible is not None
+    assert clip.lookup is not None
+    assert clip.starts is not None
+    assert clip.visible is not None
     config = clip.config
     found = hog_along(
         clip.tracked_frames,
@@ -86,7 +89,8 @@ def shape(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
         histogram_options(config),
         clip.backend,
     )
-    values = found.reshape(len(found), -1, config.tracks, found[0, 0].numel() if found.numel() else 0)
+    features = found.shape[2] * found.shape[3] * found.shape[4]
+    values = found.reshape(len(found), -1, config.tracks, features)
     return values, clip.visible.reshape(len(found), -1, config.tracks)
 
 
@@ -239,14 +243,17 @@ def _always(values: torch.Tensor, clip: Clip) -> torch.Tensor:
 def _patchify(maps: torch.Tensor, patch: int) -> torch.Tensor:
     """[B, S, L, C, H, W] -> [B, S, h, w, patch, patch, L, C]."""
     blocks = maps.unflatten(5, (-1, patch)).unflatten(4, (-1, patch))
-    return blocks.permute(0, 1, 4, 6, 5, 7, 2, 3)
+    ordered: torch.Tensor = blocks.permute(0, 1, 4, 6, 5, 7, 2, 3)
+    return ordered
 
 
 def _cells(maps: torch.Tensor, config: TargetConfig) -> torch.Tensor:
     """Cell maps [B, S, L, C, bins, y, x] -> [B, N, cells of a patch, L·C·bins]."""
     side = config.patch // config.cell
     blocks = maps.unflatten(6, (-1, side)).unflatten(5, (-1, side))
-    ordered = blocks.permute(0, 1, 5, 7, 6, 8, 2, 3, 4)  # [B, S, h, w, side, side, L, C, bins]
+    ordered: torch.Tensor = blocks.permute(
+        0, 1, 5, 7, 6, 8, 2, 3, 4
+    )  # [B, S, h, w, side, side, L, C, bins]
     return ordered.flatten(1, 3).flatten(2, 3).flatten(3)
 
 

@@ -195,7 +195,7 @@ void launch_cells(const char* what, const Cells& cells, int64_t items, int heigh
 
 constexpr int kBlockCells = 64, kRows = 10;
 
-__global__ void __launch_bounds__(kBlockCells)
+__global__ void __launch_bounds__(kBlockCells, 8)
     nine_bins_kernel(MapCells<uint8_t> cells, int64_t items, HistogramOptions o, float* out) {
   __shared__ float slots[9 * kBlockCells];
   const int thread = threadIdx.x, width = cells.width;

@@ -1,14 +1,14 @@
 """Which floor runs an operation, and why another cannot.
 
-Four floors: `reference` (NumPy and OpenCV, float64), `cpu` (SIMD C++), `triton`, `cuda`. "auto" takes
-cuda, else triton, for CUDA tensors, and cpu, else reference, for CPU tensors. `MME_BACKEND` names
-the floor for every call that leaves it to "auto" and whose operation has that floor.
+Four floors: `reference` (NumPy and OpenCV, float64), `cpu` (SIMD C++), `triton`, `cuda`. "auto"
+takes cuda, else triton, for CUDA tensors, and cpu, else reference, for CPU tensors. `MME_BACKEND`
+names the floor for every call that leaves it to "auto" and whose operation has that floor.
 """
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -47,7 +47,7 @@ def unavailable(floor: str, device: str) -> str | None:
     return "triton runs on CUDA tensors, or on CPU tensors with TRITON_INTERPRET=1 (slow)"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _unbuilt(module: str) -> str | None:
     try:
         __import__(f"mme_targets.{module}")
@@ -56,7 +56,7 @@ def _unbuilt(module: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _no_triton() -> str | None:
     try:
         import triton  # noqa: F401
@@ -81,14 +81,20 @@ def choose(operation: str, tensor: torch.Tensor, backend: str) -> str:
     if backend == "auto":
         asked = os.environ.get("MME_BACKEND", "auto")
         if asked not in ("auto", *FLOORS):
-            raise ValueError(f"MME_BACKEND is {asked!r}; must be auto or one of {', '.join(FLOORS)}")
+            raise ValueError(
+                f"MME_BACKEND is {asked!r}; must be auto or one of {', '.join(FLOORS)}"
+            )
         if asked not in offered:
             asked = "auto"
     if asked != "auto":
         if asked not in offered:
-            raise ValueError(f"backend={asked!r}: {operation} has no such floor; it has {', '.join(offered)}")
+            raise ValueError(
+                f"backend={asked!r}: {operation} has no such floor; it has {', '.join(offered)}"
+            )
         if reason := unavailable(asked, device):
-            raise ValueError(f"backend={asked!r} cannot run {operation} on {tensor.device}: {reason}")
+            raise ValueError(
+                f"backend={asked!r} cannot run {operation} on {tensor.device}: {reason}"
+            )
         return asked
     reasons = []
     for floor in ("cuda", "triton") if device == "cuda" else ("cpu", "reference"):
@@ -97,7 +103,8 @@ def choose(operation: str, tensor: torch.Tensor, backend: str) -> str:
                 return floor
             reasons.append(f"{floor}: {reason}")
     raise ValueError(
-        f"no floor can run {operation} on {tensor.device} ({'; '.join(reasons) or 'none offers it'}); "
+        f"no floor can run {operation} on {tensor.device} "
+        f"({'; '.join(reasons) or 'none offers it'}); "
         "backend='reference' copies to the host and back"
     )
 

@@ -1,24 +1,21 @@
 """Thin doors to `_cpu` and `_cuda`: pointers, sizes, and a thread count or a stream.
 
-The two modules export the same functions; only the end differs. Neither sees a torch header, so what
-they are handed must be contiguous, of the right dtype and on the right device: that is seen to here.
+The two modules export the same functions; only the end differs. Neither sees a torch header, so
+what they are handed must be contiguous, of the right dtype and on the right device: that is seen to
+here.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+import importlib
+from typing import Any
 
 import torch
 
 
-def _module(tensor: torch.Tensor) -> ModuleType:
-    if tensor.device.type == "cuda":
-        from .. import _cuda
-
-        return _cuda
-    from .. import _cpu
-
-    return _cpu
+def _module(tensor: torch.Tensor) -> Any:
+    name = "_cuda" if tensor.device.type == "cuda" else "_cpu"
+    return importlib.import_module(f"mme_targets.{name}")
 
 
 def _context(tensor: torch.Tensor) -> tuple[int, ...]:

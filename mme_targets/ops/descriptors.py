@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from ..backends import choose, load
 from ..arrays import (
     Array,
     as_tensor,
@@ -22,6 +21,7 @@ from ..arrays import (
     check_rank,
     like_input,
 )
+from ..backends import choose, load
 from .trajectories import host_indices
 
 
@@ -174,16 +174,19 @@ def trajectory_hog(
         images, place = images[None], place[None]
     if place.dim() != 6 or place.shape[-1] != 2 or place.shape[0] != images.shape[0]:
         raise ValueError(
-            f"points has shape {list(place.shape[0 if batched else 1:])}; must be "
+            f"points has shape {list(place.shape[0 if batched else 1 :])}; must be "
             f"{'[B, ' if batched else '['}S, Gy, Gx, L+1, 2], batched as frames"
         )
     if place.device != images.device:
-        raise ValueError(f"points is on {place.device}, frames on {images.device}; they must be together")
+        raise ValueError(
+            f"points is on {place.device}, frames on {images.device}; they must be together"
+        )
     rows = host_indices(times, "times", images.shape[1], "the frames")
     batch, starts, gy, gx, steps, _ = place.shape
     if rows.dim() != 2 or rows.shape[0] != starts or rows.shape[1] > steps:
         raise ValueError(
-            f"times has shape {list(rows.shape)}; must be [S, L] with S = {starts} and L up to {steps}"
+            f"times has shape {list(rows.shape)}; "
+            f"must be [S, L] with S = {starts} and L up to {steps}"
         )
     options = HistogramOptions(bins, cell, binning, pool, padding, l2)
     _check(images, "frames", options, sobel=True)
@@ -204,7 +207,7 @@ def hog_along(
     options: HistogramOptions,
     backend: str,
 ) -> torch.Tensor:
-    """HOG of any tracks: points [B, R, L', 2], rows of `times` [B or 1, R] -> [B, R, L, C, bins]."""
+    """HOG of any tracks: points [B, R, L', 2], rows of `times` [B or 1, R]; [B, R, L, C, bins]."""
     if sampling == "window":
         found: torch.Tensor = _windows(images, points, starts, times, *options, backend)
         return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import choose, load
 from ..arrays import Array, as_tensor, check_choice, check_dtype, check_range, like_input
+from ..backends import choose, load
 
 
 def patch_norm(
@@ -39,9 +39,13 @@ def patch_norm(
         raise ValueError(f"values has shape {list(z.shape)}; must be [..., K, F]")
     tracks, features = z.shape[-2:]
     if mode == "coordinate" and tracks < 2:
-        raise ValueError(f"mode is 'coordinate', which needs 2 tracks a patch or more; values has K = {tracks}")
+        raise ValueError(
+            f"mode is 'coordinate', which needs 2 tracks a patch or more; values has K = {tracks}"
+        )
     if tracks * features < 2:
-        raise ValueError(f"values has {tracks}x{features} values a patch; a variance needs 2 or more")
+        raise ValueError(
+            f"values has {tracks}x{features} values a patch; a variance needs 2 or more"
+        )
     flat = z.reshape(-1, tracks, features)
     normalised, mean, std = _patch_norm(flat, mode, eps, backend)
     lead = z.shape[:-2]

@@ -1,8 +1,8 @@
 """Median-filtered advection of points through flow (Eq. 2, 4, 6) and their visibility (Eq. 7).
 
-Median and advection are one step: only the 3x3 windows that tracks touch are filtered. Positions are
-px with pixel centres at integers; flow is px from a pair's first frame to its second, channel 0 to
-the right and channel 1 downwards.
+Median and advection are one step: only the 3x3 windows that tracks touch are filtered. Positions
+are px with pixel centres at integers; flow is px from a pair's first frame to its second, channel 0
+to the right and channel 1 downwards.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..backends import choose, load
 from ..arrays import (
     Array,
     as_tensor,
@@ -22,6 +21,7 @@ from ..arrays import (
     check_rank,
     like_input,
 )
+from ..backends import choose, load
 
 
 class Trajectories(NamedTuple):
@@ -86,16 +86,16 @@ def trajectories(
         raise ValueError(f"bound is {bound!r}; must be positive")
     pairs, height, width = omega.shape[1], omega.shape[3], omega.shape[4]
     rows = _steps(steps, length, pairs, omega.device)
-    seeds = grid_points(height, width, grid, omega.device) if points is None else _seeds(points, omega)
+    seeds = (
+        grid_points(height, width, grid, omega.device) if points is None else _seeds(points, omega)
+    )
     gy, gx, starts = seeds.shape[0], seeds.shape[1], rows.shape[0]
     flat = seeds.reshape(1, 1, gy * gx, 2).expand(1, starts, -1, -1).reshape(1, -1, 2)
     start = torch.arange(starts, device=omega.device, dtype=torch.int32)
     start = start.repeat_interleave(gy * gx)[None]
     result = tracks(omega, flat, start, rows, bound, median, sampling, backend)
     batch = omega.shape[0]
-    shaped = [
-        tensor.reshape(batch, starts, gy, gx, *tensor.shape[2:]) for tensor in result
-    ]
+    shaped = [tensor.reshape(batch, starts, gy, gx, *tensor.shape[2:]) for tensor in result]
     return Trajectories(*(like_input(t if batched else t[0], flow) for t in shaped))
 
 
@@ -117,7 +117,9 @@ def median_filter(flow: Array, *, size: int = 3, backend: str = "auto") -> Array
     check_dtype(planes, "flow", (torch.float32, torch.float16))
     check_choice(size, "size", (1, 3))
     if planes.dim() < 2 or 0 in planes.shape[-2:]:
-        raise ValueError(f"flow has shape {list(planes.shape)}; must be [..., H, W] with H, W of 1 or more")
+        raise ValueError(
+            f"flow has shape {list(planes.shape)}; must be [..., H, W] with H, W of 1 or more"
+        )
     if size == 1:
         return like_input(planes.float().clone(), flow)
     flat = planes.float().reshape(-1, *planes.shape[-2:])
@@ -170,11 +172,15 @@ def host_indices(values: Array, name: str, count: int, of: str) -> torch.Tensor:
     """Indices as int32, checked to lie in [0, count) unless they already are on a device."""
     tensor = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
     if tensor.dtype not in (torch.int32, torch.int64, torch.uint8, torch.int16) and tensor.numel():
-        raise TypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; must be int32 or int64")
+        raise TypeError(
+            f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; must be int32 or int64"
+        )
     if tensor.device.type == "cpu" and tensor.numel() and not torch.compiler.is_compiling():
         low, high = int(tensor.min()), int(tensor.max())
         if low < 0 or high >= count:
-            raise ValueError(f"{name} spans {low} to {high}; must lie within {of}, 0 to {count - 1}")
+            raise ValueError(
+                f"{name} spans {low} to {high}; must lie within {of}, 0 to {count - 1}"
+            )
     return tensor.to(torch.int32)
 
 
@@ -184,7 +190,9 @@ def _seeds(points: Array, omega: torch.Tensor) -> torch.Tensor:
     if seeds.dim() != 3 or seeds.shape[-1] != 2:
         raise ValueError(f"points has shape {list(seeds.shape)}; must be [Gy, Gx, 2]")
     if seeds.device != omega.device:
-        raise ValueError(f"points is on {seeds.device}, flow on {omega.device}; they must be together")
+        raise ValueError(
+            f"points is on {seeds.device}, flow on {omega.device}; they must be together"
+        )
     return seeds.float()
 
 

@@ -47,8 +47,9 @@ ENOUGH_INLIERS = 25
 """A homography is kept with more inliers than these."""
 CORNERS = (1000, 0.001, 3)
 """Corners at most, quality relative to the best, and distance between two, px."""
-ORB_POINTS = 1000
-"""ORB keeps the best so many; SIFT keeps all."""
+ORB = {"nfeatures": 1000, "edgeThreshold": 15}
+"""ORB keeps the best so many; SIFT keeps all. OpenCV's margin of 31 px, at every level of the
+pyramid, would leave the outer part of a small frame without points; 15 is a patch's half."""
 BORDER = 5
 """Pixels that would be read this near to the second frame's border, px, are not."""
 SMALLEST_SIDE = 32
@@ -98,7 +99,7 @@ def features(image: Image, detector: str) -> Features:
     if detector == "corners" or min(image.shape) < SMALLEST_SIDE:
         return none
     cv2 = opencv()
-    finder = cv2.SIFT_create() if detector == "sift" else cv2.ORB_create(ORB_POINTS)
+    finder = cv2.SIFT_create() if detector == "sift" else cv2.ORB_create(**ORB)
     keypoints, descriptors = finder.detectAndCompute(rounded(image), None)
     if not keypoints:
         return none

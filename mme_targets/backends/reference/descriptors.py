@@ -95,7 +95,7 @@ def sobel(image: F64, padding: str) -> tuple[F64, F64]:
 
 
 def vote(gx: F64, gy: F64, bins: int, binning: str) -> F64:
-    """What each pixel [C, H, W] adds to each bin: [C, bins, H, W]; values not finite add nothing."""
+    """What each pixel [C, H, W] adds to each bin: [C, bins, H, W]; not finite adds nothing."""
     with np.errstate(invalid="ignore", over="ignore"):
         magnitude = np.sqrt(gx**2 + gy**2)
         phase = np.mod(np.arctan2(gx, gy), np.pi) / np.pi * bins
@@ -107,7 +107,8 @@ def vote(gx: F64, gy: F64, bins: int, binning: str) -> F64:
     bin_axis = np.arange(bins).reshape(bins, 1, 1)
     low = (first % bins)[..., None, :, :] == bin_axis
     if binning == "hard":
-        return low * magnitude[..., None, :, :]
+        hard: F64 = low * magnitude[..., None, :, :]
+        return hard
     share = (phase - first)[..., None, :, :]
     high = ((first + 1) % bins)[..., None, :, :] == bin_axis
     result: F64 = (low * (1 - share) + high * share) * magnitude[..., None, :, :]

@@ -106,7 +106,7 @@ def _filtered(
             for dx in range(-reach, reach + 1)
         ]
     )
-    finite = np.isfinite(values).all(axis=(0, 2))
+    finite = np.asarray(np.isfinite(values).all(axis=(0, 2)))
     calm = np.where(np.isfinite(values), values, 0.0)
     return np.clip(np.median(calm, axis=0), -bound, bound), finite
 

@@ -400,6 +400,7 @@ def histograms(
         ``[M, C', bins, H//cell, W//cell]`` float32, or with `cells_last`
         ``[M, H//cell, W//cell, C', bins]``. Values that are not finite add nothing.
     """
+    images = images.contiguous()
     count, channels, height, width = images.shape
     channels = 1 if vectors else channels
     rows, columns = height // cell, width // cell
@@ -470,6 +471,8 @@ def windows(
     torch.Tensor
         ``[B, R, Lh, C, bins]`` float32.
     """
+    images, points = images.contiguous(), points.float().contiguous()
+    starts, times = starts.int().contiguous(), times.int().contiguous()
     batch, frames, channels, height, width = images.shape
     count, (rows, length) = points.shape[1], times.shape
     shape = (batch, count, length, channels, bins)

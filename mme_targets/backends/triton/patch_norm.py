@@ -123,6 +123,7 @@ def patch_norm(
     normalised, mean, std : torch.Tensor
         ``[M, K, F]``, and twice ``[M, 1, 1]`` ("patch") or ``[M, 1, F]``; std is √(var + eps).
     """
+    values = values.float().contiguous()
     patches, tracks, width = values.shape
     normalised = torch.empty_like(values)
     statistics = (patches, 1, 1 if mode == "patch" else width)

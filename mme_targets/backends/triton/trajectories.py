@@ -232,6 +232,8 @@ def tracks(
         ``[B, R, L+1, 2]`` and ``[B, R, L, 2]`` float32 px, ``[B, R]`` bool. A track that reads a
         value that is not finite is invisible and stands still from there on.
     """
+    flow, seeds = flow.contiguous(), seeds.float().contiguous()
+    starts, steps = starts.int().contiguous(), steps.int().contiguous()
     batch, pairs, _, height, width = flow.shape
     count, (rows, length) = seeds.shape[1], steps.shape
     points = torch.empty((batch, count, length + 1, 2), dtype=torch.float32, device=flow.device)
@@ -268,9 +270,7 @@ def tracks(
 
 
 @triton.jit(do_not_specialize=["columns", "H", "W"])
-def median_kernel(
-    planes, out, columns, H, W, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+def median_kernel(planes, out, columns, H, W, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """A lane runs down a strip of one column of one plane and loads three new values a pixel."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = lane < columns
@@ -304,6 +304,7 @@ def median_filter(planes: torch.Tensor, size: int) -> torch.Tensor:
 
     `size` is 3, or 1, which copies. A window that holds a NaN gives NaN.
     """
+    planes = planes.float().contiguous()
     if size == 1:
         return planes.clone()
     count, height, width = planes.shape
