@@ -48,17 +48,22 @@ class _Config:
         raise ConfigError(f"{type(self).__name__}.{name} is {getattr(self, name)!r}; {rule}")
 
     def _check_field(self, f: dataclasses.Field[Any]) -> None:
-        kind, value = _hints(type(self))[f.name], getattr(self, f.name)
+        kind = _hints(type(self))[f.name]
+        value = _parse(kind, getattr(self, f.name))
+        object.__setattr__(self, f.name, value)
         if typing.get_origin(kind) is Literal:
             if value not in typing.get_args(kind):
                 self._fail(f.name, f"must be one of {', '.join(map(repr, typing.get_args(kind)))}")
+        elif typing.get_origin(kind) is tuple:
+            if not isinstance(value, tuple):
+                self._fail(f.name, "must be a name or a list of names")
         elif kind is bool:
             if not isinstance(value, bool):
                 self._fail(f.name, "must be true or false")
         elif kind in (int, float):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 self._fail(f.name, f"must be a number ({kind.__name__})")
-            if kind is int and value != int(value):
+            if kind is int and not float(value).is_integer():
                 self._fail(f.name, "must be a whole number")
             object.__setattr__(self, f.name, kind(value))
             low, high, open_low = f.metadata["range"]
@@ -90,8 +95,7 @@ class _Config:
                 near = difflib.get_close_matches(str(name), names, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
                 raise ConfigError(f"{cls.__name__} has no field {name!r}{hint}")
-        hints = _hints(cls)
-        return cls(**{name: _parse(hints[name], value) for name, value in values.items()})
+        return cls(**values)
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -143,10 +147,13 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _parse(kind: Any, value: Any) -> Any:
+    """What JSON and YAML have no type for: nested configs and tuples."""
     if isinstance(kind, type) and issubclass(kind, _Config):
         return value if isinstance(value, kind) else kind.from_dict(value)
     if typing.get_origin(kind) is tuple:
-        return (value,) if isinstance(value, str) else tuple(value)
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
     return value
 
 

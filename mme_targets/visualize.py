@@ -7,6 +7,7 @@ explore them (`save_html`). Points are `(x, y)` px of the frames, pixel centres 
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from .video import Clip
 
 __all__ = ["INVISIBLE", "RAMP", "Tracks", "draw_tracks", "save_html", "save_png", "save_video"]
 
-RAMP = ((96, 0, 26), (189, 21, 30), (244, 96, 32), (254, 190, 82), (255, 248, 206))
+RAMP = ((112, 0, 30), (189, 21, 30), (244, 96, 32), (254, 190, 82), (255, 248, 206))
 """Colours of a track, RGB, from its first step to its last, evenly spaced."""
 INVISIBLE = (51, 136, 255)
 """Colour of tracks that leave the frame (Fig. 6)."""
@@ -79,9 +80,7 @@ def draw_tracks(
     [H * scale, W * scale, 3] uint8, RGB.
     """
     if frame.ndim != 3 or frame.shape[0] != 3 or frame.dtype != torch.uint8:
-        raise ValueError(
-            f"frame is {frame.dtype} {list(frame.shape)}; must be uint8 [3, H, W]"
-        )
+        raise ValueError(f"frame is {frame.dtype} {list(frame.shape)}; must be uint8 [3, H, W]")
     if points.ndim < 2 or points.shape[-1] != 2 or points.shape[:-2] != visible.shape:
         raise ValueError(
             f"points is {list(points.shape)} and visible {list(visible.shape)}; "
@@ -91,8 +90,6 @@ def draw_tracks(
         raise ValueError(f"scale is {scale}; must be at least 1")
     path = points.detach().reshape(-1, *points.shape[-2:]).double().cpu().numpy()
     seen = visible.detach().reshape(-1).bool().cpu().numpy()
-    # A track that reads flow which is not finite stays where it is; a point that is not cannot be.
-    path = np.nan_to_num(path, nan=-1e3, posinf=-1e3, neginf=-1e3)
     return _draw(_enlarge(frame, scale), path, seen, scale, show_still, show_invisible, length)
 
 
@@ -107,7 +104,7 @@ def save_png(clip: Clip, tracks: Tracks, path: str | os.PathLike[str]) -> None:
         If `tracks` does not fit `clip`.
     """
     check_writable(path)
-    _check(clip, tracks)
+    tracks = _checked(clip, tracks)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,14 +112,21 @@ def save_png(clip: Clip, tracks: Tracks, path: str | os.PathLike[str]) -> None:
     columns = min(4, starts)
     rows = -(-starts // columns)
     height, width = clip.frames.shape[2:]
-    # Panels are drawn at 640 px or more, and all of them stay within a picture that opens anywhere.
-    scale = max(1, min(4, round(760 / width), 12000 // (columns * width)))
+    # Enlarged so that lines are crisp, yet a picture that opens anywhere.
+    scale = max(2 if columns * width <= 4000 else 1, min(12, round(760 / width)))
     inches = width * scale / 200
-    head, foot = 0.42, 0.5
-    size = (columns * inches + 0.1 * (columns + 1), rows * (inches * height / width + head) + foot)
+    head, foot, title = 0.42, 0.42, 0.34
+    size = (
+        columns * inches + 0.1 * (columns + 1),
+        rows * (inches * height / width + head) + foot + title,
+    )
     figure = Figure(figsize=size, dpi=200, facecolor="white")
     FigureCanvasAgg(figure)
-    text = {"color": "#333333", "family": "DejaVu Sans", "fontsize": min(9.0, inches * 3.2)}
+    text: dict[str, Any] = {
+        "color": "#333333",
+        "family": "DejaVu Sans",
+        "fontsize": min(9.0, inches * 3.2),
+    }
     for start in range(starts):
         row, column = divmod(start, columns)
         first = tracks.frames_of(start)[0]
@@ -130,14 +134,17 @@ def save_png(clip: Clip, tracks: Tracks, path: str | os.PathLike[str]) -> None:
             clip.frames[first], tracks.points[start], tracks.visible[start], scale=scale
         )
         left = (0.1 + column * (inches + 0.1)) / size[0]
-        top = 1 - (row * (inches * height / width + head) + head) / size[1]
+        top = 1 - (title + row * (inches * height / width + head) + head) / size[1]
         box = (left, top - inches * height / width / size[1], inches / size[0])
         axes = figure.add_axes((*box, inches * height / width / size[1]))
         axes.imshow(picture, interpolation="none", aspect="auto")
         axes.set_axis_off()
         caption = f"frame {clip.indices[first]}  ·  {clip.times[first]:.3f} s"
         figure.text(left, top + 0.08 / size[1], caption, va="bottom", **text)
-    _legend(figure, size, Path(clip.path).name, text)
+    name = Path(clip.path).name
+    bold = text | {"weight": "bold"}
+    figure.text(0.1 / size[0], 1 - 0.16 / size[1], name, va="top", **bold)
+    _legend(figure, size, text)
     with atomic_path(path) as beside:
         figure.savefig(beside, format="png")
 
@@ -148,7 +155,7 @@ def save_video(
     """The decoded frames at their own times, with tracks that grow over them (MP4).
 
     Tracks of a start stay, once whole, until the next start. `scale`: as `draw_tracks`; None
-    makes the short side about 448 px.
+    makes the short side about 448 px, or twice what it is.
 
     Raises
     ------
@@ -158,9 +165,10 @@ def save_video(
         If `tracks` does not fit `clip`.
     """
     check_writable(path)
-    _check(clip, tracks)
+    tracks = _checked(clip, tracks)
     if scale is None:
-        scale = max(1, round(448 / min(clip.frames.shape[2:])))
+        short = min(clip.frames.shape[2:])
+        scale = max(2 if short <= 540 else 1, round(448 / short))
     count = len(dict.fromkeys(clip.indices))  # past the video's end the last frame repeats
     pictures = []
     length = tracks.points.shape[3] - 1
@@ -171,7 +179,7 @@ def save_video(
             path_ = tracks.points[start, :, :, :steps].reshape(-1, steps, 2)
             picture = _draw(
                 picture,
-                np.nan_to_num(path_.double().cpu().numpy(), nan=-1e3, posinf=-1e3, neginf=-1e3),
+                path_.double().cpu().numpy(),
                 tracks.visible[start].reshape(-1).cpu().numpy(),
                 scale,
                 False,
@@ -180,10 +188,8 @@ def save_video(
             )
         pictures.append(torch.from_numpy(picture).permute(2, 0, 1))
     times = clip.times[:count]
-    steady = all(b > a for a, b in zip(times, times[1:], strict=False))
-    write_video(
-        path, torch.stack(pictures), fps=clip.fps, times=times if steady else None, crf=14
-    )
+    steady = all(b > a for a, b in pairwise(times))
+    write_video(path, torch.stack(pictures), fps=clip.fps, times=times if steady else None, crf=14)
 
 
 def save_html(
@@ -212,7 +218,7 @@ def save_html(
         If `tracks` or `hog` does not fit `clip`.
     """
     check_writable(path)
-    _check(clip, tracks)
+    tracks = _checked(clip, tracks)
     if hog is not None and (hog.ndim != 6 or hog.shape[:3] != tracks.points.shape[:3]):
         raise ValueError(
             f"hog is {list(hog.shape)}; must be [S, Gy, Gx, L, C, bins], the first three "
@@ -225,7 +231,8 @@ def save_html(
         beside.write_text(text, encoding="utf-8")
 
 
-def _check(clip: Clip, tracks: Tracks) -> None:
+def _checked(clip: Clip, tracks: Tracks) -> Tracks:
+    """`tracks`, with those that reach past the video's end invisible."""
     points, visible, plan = tracks
     if points.ndim != 5 or points.shape[-1] != 2 or len(points) != plan.starts:
         raise ValueError(
@@ -242,6 +249,8 @@ def _check(clip: Clip, tracks: Tracks) -> None:
         )
     if tuple(clip.indices) != plan.frames:
         raise ValueError("clip holds other frames than tracks.plan")
+    whole = torch.tensor([not any(row) for row in plan.padded], device=visible.device)
+    return tracks._replace(visible=visible & whole[:, None, None])
 
 
 def _shown(tracks: Tracks, position: int) -> list[int]:
@@ -252,12 +261,12 @@ def _shown(tracks: Tracks, position: int) -> list[int]:
 
 
 def _enlarge(frame: torch.Tensor, scale: int) -> Bytes:
-    """[h, w, 3] contiguous, `scale` times the size."""
+    """[h, w, 3], `scale` times the size, dimmed."""
     import cv2
 
     picture = np.ascontiguousarray(frame.permute(1, 2, 0).cpu().numpy())
-    if scale == 1:
-        return picture.copy()
+    # A little darker, so that the light ends of tracks show on white, too.
+    picture = np.rint(picture * 0.82).astype(np.uint8)
     height, width = picture.shape[:2]
     size = (width * scale, height * scale)
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC), np.uint8)
@@ -275,6 +284,7 @@ def _draw(
     """Draw `path` [R, l+1, 2] into `picture`, which is changed and returned."""
     import cv2
 
+    path = np.nan_to_num(path, nan=-1e4, posinf=-1e4, neginf=-1e4)  # far outside, never drawn
     shift = 4
     one = 1 << shift
     # The centre of pixel 0 of the frame lies at (scale - 1) / 2 of the picture.
@@ -293,7 +303,7 @@ def _draw(
     if show_invisible:
         dots(still & ~seen, steps, dot, INVISIBLE)
     dots(still & seen, steps, dot, ramp(0.35))
-    kinds = [(seen & ~still, None)]
+    kinds: list[tuple[npt.NDArray[np.bool_], tuple[int, int, int] | None]] = [(seen & ~still, None)]
     if show_invisible:
         kinds.insert(0, (~seen & ~still, INVISIBLE))
     for which, fixed in kinds:
@@ -316,10 +326,9 @@ def ramp(at: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _legend(figure: Any, size: tuple[float, float], name: str, text: dict[str, Any]) -> None:
-    """File name at the left; the colours of time, and of tracks that leave, beside it."""
+def _legend(figure: Any, size: tuple[float, float], text: dict[str, Any]) -> None:
+    """The colours of time, and of tracks that leave, below the panels."""
     y, bar = 0.2 / size[1], 0.12 / size[1]
-    figure.text(0.1 / size[0], y, name, va="center", **(text | {"weight": "bold"}))
     right = 1 - 0.1 / size[0]
     unit = text["fontsize"] / 72 / size[0]
 

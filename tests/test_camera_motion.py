@@ -14,7 +14,7 @@ from mme_targets.config import Tvl1Config
 from mme_targets.ops.camera_motion import CameraMotion, camera_motion, flow_and_camera
 from mme_targets.ops.optical_flow import DETECTORS, optical_flow
 
-SIZE = 144
+SIZE = 160
 THIRD = SIZE // 3
 OWN = np.array([-4.0, 3.0])
 """About how far the thing in the middle third moves by itself, px. (At the frame's edge one
@@ -28,10 +28,10 @@ def about_centre(matrix: np.ndarray) -> np.ndarray:
     return shift @ matrix @ np.linalg.inv(shift)
 
 
-COS, SIN = np.cos(np.deg2rad(4)), np.sin(np.deg2rad(4))
+COS, SIN = np.cos(np.deg2rad(3)), np.sin(np.deg2rad(3))
 HOMOGRAPHIES = {
     "zoom": about_centre(np.diag([1.06, 1.06, 1])),
-    "rotation": about_centre(np.array([[COS, -SIN, 5], [SIN, COS, -3], [0, 0, 1]])),
+    "rotation": about_centre(np.array([[COS, -SIN, 2], [SIN, COS, -2], [0, 0, 1]])),
     "perspective": about_centre(np.array([[1.02, 0.01, 6], [-0.02, 0.99, 4], [2e-4, -1.5e-4, 1]])),
 }
 
@@ -39,7 +39,8 @@ HOMOGRAPHIES = {
 def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A smooth random RGB image [H, W, 3] with structure at several sizes."""
     noise = [
-        s * cv2.GaussianBlur(rng.normal(size=(height, width, 3)), (0, 0), s) for s in (1, 2, 4, 8)
+        s * cv2.GaussianBlur(rng.normal(size=(height, width, 3)), (0, 0), s)
+        for s in (1, 2, 4, 8, 16)
     ]
     total = np.sum(noise, axis=0)
     return np.clip(128 + 45 * total / total.std(), 0, 255).astype(np.uint8)
@@ -100,7 +101,7 @@ def test_known_camera_beside_a_moving_thing(
     assert camera.inliers.dtype == np.int64
     assert camera.inliers[0] > 100
     assert camera.homographies[0, 2, 2] == 1
-    assert apart(camera.homographies[0], truth, corners()).max() < 1
+    assert apart(camera.homographies[0], truth, corners()).max() < 0.5
 
     background = np.full((SIZE, SIZE), False)
     background[12:-12, 12 : THIRD - 12] = background[12:-12, 2 * THIRD + 12 : -12] = True
@@ -347,7 +348,7 @@ def test_tiny_frames(rng: np.random.Generator, size: tuple[int, int]) -> None:
 
 
 def test_batch_pairs_kinds_and_threads(rng: np.random.Generator) -> None:
-    clips = np.stack([seen(h, rng)[..., :96, :112] for h in HOMOGRAPHIES.values()])
+    clips = np.stack([seen(h, rng, thing=False)[..., :96, :112] for h in HOMOGRAPHIES.values()])
     clips = np.concatenate([clips, clips[:, :1]], axis=1)
     before = torch.get_num_threads()
     results = []

@@ -85,19 +85,30 @@ def test_tracks(
     batch: int, seed_batches: int, count: int, length: int, median: int, sampling: str,
     floor: ModuleType, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Bit for bit the CPU floor; and the reference, while no rounding decides differently."""
+    """Bit for bit the CPU floor; and the reference, while no rounding decides differently.
+
+    Noise has slopes of several px a px, which multiply what float32 rounds at every bilinear step:
+    the reference gets smooth flow there.
+    """
     inputs = track_inputs(rng, batch, seed_batches, count, length)
-    inputs[0][0, 2, 1, 8, 9] = torch.nan
     options = {"bound": 5.0, "median": median, "sampling": sampling}
-    found = floor.tracks(*inputs, **options)
-    cpu = on_cpu(monkeypatch, lambda: native.tracks(*inputs, **options))
+    noise = inputs[0].clone()
+    noise[0, 2, 1, 8, 9] = torch.nan
+    found = floor.tracks(noise, *inputs[1:], **options)
+    cpu = on_cpu(monkeypatch, lambda: native.tracks(noise, *inputs[1:], **options))
     for ours, theirs in zip(found, cpu, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    if length > 6:
+        return
+    if sampling == "bilinear":
+        phase = torch.linspace(0, 6, inputs[0].shape[-1])
+        inputs[0][:] = inputs[0][..., :1, :1] + torch.sin(phase + inputs[0][..., 1:2, 1:2])
+    inputs[0][0, 2, 1, 8, 9] = torch.nan
+    found = floor.tracks(*inputs, **options)
     exact = reference.tracks(*inputs, **options)
-    if length <= 6:
-        assert_close(found[0], exact[0], "points")
-        assert_close(found[1], exact[1], "displacements")
-        assert torch.equal(found[2], exact[2])
+    assert_close(found[0], exact[0], "points")
+    assert_close(found[1], exact[1], "displacements")
+    assert torch.equal(found[2], exact[2])
 
 
 def test_tracks_of_half_precision_flow(
@@ -132,11 +143,16 @@ def test_pairs_and_starts_that_do_not_exist_kill_the_track(
     assert (points[0, 1:] == 9.5).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 9), (3, 16, 7), (2, 33, 31), (0, 5, 5)])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 9), (3, 16, 7), (2, 33, 31)])
 def test_median_filter(size: tuple[int, ...], floor: ModuleType, rng: np.random.Generator) -> None:
     """Strips of 16 rows, whole and not, and borders on every side."""
     planes = torch.from_numpy(rng.normal(0, 4, size).astype(np.float32))
     assert_close(floor.median_filter(planes, 3), reference.median_filter(planes, 3), "median")
+
+
+def test_median_filter_of_nothing(floor: ModuleType) -> None:
+    """No planes launch no kernel."""
+    assert floor.median_filter(torch.empty(0, 5, 5), 3).shape == (0, 5, 5)
 
 
 @pytest.mark.parametrize("cells_last", [False, True])

@@ -32,7 +32,7 @@ def track(flow, floor: str, **options) -> Trajectories:
 
 
 def uniform(value: tuple[float, float], pairs: int, height: int, width: int) -> torch.Tensor:
-    return torch.tensor(value).view(1, 2, 1, 1).expand(pairs, 2, height, width)
+    return torch.tensor(value, dtype=torch.float32).view(1, 2, 1, 1).expand(pairs, 2, height, width)
 
 
 # --- closed forms, on the reference and on every other floor -----------------------------------
@@ -241,7 +241,8 @@ def test_nearest_is_exact(floor: str, variant, dtype, median: int, rng) -> None:
 @pytest.mark.parametrize("median", [1, 3])
 def test_bilinear_agrees(floor: str, variant, median: int, rng) -> None:
     batch, pairs, height, width, length, grid = variant
-    flow = smooth_flow(rng, batch, pairs, 2, height, width)
+    # A gradient of g px/px makes an error grow by 1 + g a step: less of it for longer tracks.
+    flow = smooth_flow(rng, batch, pairs, 2, height, width, reach=min(1.5, 6 / length))
     options = {"length": length, "grid": grid, "median": median, "sampling": "bilinear"}
     reference = track(flow, "reference", **options)
     assert_tracks_agree(track(flow, floor, **options), reference, height, width, flips=0)
@@ -312,22 +313,24 @@ def test_instruction_sets_agree_bit_for_bit(sampling: str, median: int, rng) -> 
 def test_flow_that_is_not_finite_stops_only_what_reads_it(
     floor: str, value: float, median: int, sampling: str, rng
 ) -> None:
-    """One bad value, in the second component of pair 2 of clip 1, at row 11 and column 17."""
+    """One bad value, in the second component of pair 2 of clip 1, where a track reads it."""
     flow = grid_flow(rng, 2, 5, 2, 24, 32, reach=4)
-    bad = flow.clone()
-    bad[1, 2, 1, 11, 17] = value
     options = {"length": 5, "grid": 2, "median": median, "sampling": sampling}
-    clean, got = track(flow, floor, **options), track(bad, floor, **options)
+    clean = track(flow, floor, **options)
+    zero, limit = torch.tensor([0, 0]), torch.tensor([31, 23])
+    target = (clean.points[1, 0, 6, 8, 2] + 0.5).floor().long().clamp(zero, limit)
+    column, row = target.tolist()
+    bad = flow.clone()
+    bad[1, 2, 1, row, column] = value
+    got = track(bad, floor, **options)
 
-    limit = torch.tensor([31, 23])
     low = (clean.points + 0.5).floor() if sampling == "nearest" else clean.points.floor()
     high = low if sampling == "nearest" else low + 1
     reach = median // 2
-    target = torch.tensor([17, 11])
-    low, high = (p.clamp(torch.zeros(2, dtype=torch.long), limit) for p in (low, high))
+    low, high = (p.clamp(zero, limit) for p in (low, high))
     touches = ((low - reach <= target) & (target <= high + reach)).all(-1)
     touched = touches[..., 2] & torch.tensor([False, True]).view(2, 1, 1, 1)
-    assert 0 < touched.sum() < touched.numel() / 4
+    assert 0 < touched.sum() < touched.numel() / 8
 
     assert not got.visible[touched].any()
     assert (got.displacements[touched][:, 2:] == 0).all()

@@ -1,4 +1,4 @@
-"""The Triton floor against the reference, by the interpreter where there is no GPU; see its package.
+"""The Triton floor against the reference, in Triton's interpreter where there is no GPU.
 
 Flow lies on a grid of 1/64 px unless said otherwise, so that positions are exact in float32 and no
 rounded position can differ from the reference's.
@@ -19,7 +19,8 @@ import torch
 from conftest import FLIPS, ROOT, assert_close
 from floors import grid_flow, smooth_flow
 
-pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux alone)")
+if not sys.platform.startswith("linux"):
+    pytest.skip("Triton exists for Linux alone", allow_module_level=True)
 
 from mme_targets.backends import reference
 from mme_targets.backends import triton as floor
@@ -57,9 +58,17 @@ def ints(values: Any) -> torch.Tensor:
     return torch.as_tensor(values, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("median", [3, 1])
-@pytest.mark.parametrize(("height", "width"), [(21, 37), (1, 9), (6, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("height", "width", "median", "dtype"),
+    [
+        (21, 37, 3, torch.float32),
+        (21, 37, 1, torch.float32),
+        (21, 37, 3, torch.float16),
+        (1, 9, 3, torch.float32),
+        (6, 1, 3, torch.float32),
+        (2, 2, 1, torch.float16),
+    ],
+)
 def test_nearest_tracks(height, width, median, dtype, rng):
     flow = grid_flow(rng, 2, 5, 2, height, width, reach=4).to(dtype)
     seeds = scattered(rng, 2, 67, (width, height))  # one block of 64 and a bit
@@ -71,22 +80,21 @@ def test_nearest_tracks(height, width, median, dtype, rng):
 @pytest.mark.parametrize("median", [3, 1])
 def test_one_bilinear_step_through_rough_flow(median, rng):
     flow = grid_flow(rng, 1, 1, 2, 12, 15, reach=4)
-    seeds = torch.from_numpy(rng.uniform(-2, 17, (1, 200, 2))).float()
-    check_tracks(flow, seeds, ints([[0] * 200]), ints([[0]]), median=median, sampling="bilinear")
+    seeds = torch.from_numpy(rng.uniform(-2, 17, (1, 100, 2))).float()
+    check_tracks(flow, seeds, ints([[0] * 100]), ints([[0]]), median=median, sampling="bilinear")
 
 
 def test_bilinear_tracks_through_smooth_flow(rng):
-    flow = smooth_flow(rng, 1, 6, 2, 30, 41)
-    seeds = scattered(rng, 1, 90, (41, 30))
-    check_tracks(flow, seeds, ints([[0] * 90]), ints([range(6)]), sampling="bilinear")
+    flow = smooth_flow(rng, 1, 4, 2, 30, 41)
+    seeds = scattered(rng, 1, 64, (41, 30))
+    check_tracks(flow, seeds, ints([[0] * 64]), ints([range(4)]), sampling="bilinear")
 
 
-@pytest.mark.parametrize("seed_batch", [1, 3])
-@pytest.mark.parametrize("start_batch", [1, 3])
-def test_seeds_and_starts_may_be_shared_by_the_batch(seed_batch, start_batch, rng):
+@pytest.mark.parametrize("shared", [True, False])
+def test_seeds_may_be_shared_by_the_batch(shared, rng):
     flow = grid_flow(rng, 3, 3, 2, 9, 11, reach=4)
-    seeds = scattered(rng, seed_batch, 30, (11, 9))
-    starts = ints(rng.integers(0, 2, (start_batch, 30)))
+    seeds = scattered(rng, 1 if shared else 3, 30, (11, 9))
+    starts = ints(rng.integers(0, 2, seeds.shape[:2]))
     check_tracks(flow, seeds, starts, ints([[0, 1], [2, 1]]))
 
 
@@ -102,20 +110,22 @@ def test_constant_flow_and_the_bound():
     assert (moves == torch.tensor([1.5, -1.0])).all()
 
 
-@pytest.mark.parametrize("sampling", ["nearest", "bilinear"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("bad", "sampling"), [(np.nan, "nearest"), (np.inf, "nearest"), (-np.inf, "bilinear")]
+)
 def test_flow_that_is_not_finite_stops_its_tracks_alone(bad, sampling, rng):
     flow = grid_flow(rng, 2, 3, 2, 16, 18, reach=0.5)
-    flow[0, 1, 1, 7, 8] = bad
-    seeds = scattered(rng, 1, 130, (18, 16))
-    starts, steps = ints([[0] * 130]), ints([[0, 1, 2]])
+    tensors = scattered(rng, 1, 64, (18, 16)), ints([[0] * 64]), ints([[0, 1, 2]])
     if sampling == "bilinear":  # one step, so that flow need not be smooth
-        steps = ints([[1]])
-    _, moves, visible = check_tracks(flow, seeds, starts, steps, sampling=sampling)
+        tensors = *tensors[:2], ints([[1]])
+    _, before, _ = check_tracks(flow, *tensors, sampling=sampling)
+    flow[0, 1, 1, 7, 8] = bad
+    _, moves, visible = check_tracks(flow, *tensors, sampling=sampling)
     assert torch.isfinite(moves).all()
-    stopped = (moves[0, :, -1] == 0).all(-1)
-    assert stopped.sum() >= 3
-    assert not visible[0, stopped].any()
+    changed = (moves != before).flatten(2).any(-1)
+    assert changed[0].any()
+    assert not changed[1].any()
+    assert not visible[changed].any()
 
 
 def test_infinite_half_precision_flow_counts_as_not_finite():
@@ -206,11 +216,15 @@ def test_a_track_does_not_depend_on_its_neighbours(rng):
         assert torch.equal(a[1:, 37:], b)
 
 
-@pytest.mark.parametrize("shape", [(3, 35, 50), (1, 1, 1), (2, 1, 5), (2, 17, 1), (0, 4, 4)])
+@pytest.mark.parametrize("shape", [(3, 35, 50), (1, 1, 1), (2, 1, 5), (2, 17, 1)])
 def test_median_filter(shape, rng):
     planes = torch.from_numpy(rng.normal(0, 5, shape)).float()
     assert_close(*run("median_filter", planes, size=3), "median")
     assert_close(*run("median_filter", planes, size=1), "median")
+
+
+def test_median_of_no_planes():
+    assert floor.median_filter(torch.empty(0, 4, 5, device=DEVICE), 3).shape == (0, 4, 5)
 
 
 def test_median_of_windows_with_nan_and_infinity(rng):
@@ -228,10 +242,19 @@ def frames(rng: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.uint8))
 
 
-@pytest.mark.parametrize("cells_last", [False, True])
-@pytest.mark.parametrize("padding", ["reflect", "replicate"])
 @pytest.mark.parametrize(
-    ("bins", "cell"), [(9, 8), (2, 2), (3, 7), (4, 5), (8, 3), (12, 6), (36, 4), (35, 9)]
+    ("bins", "cell", "padding", "cells_last"),
+    [
+        (9, 8, "reflect", True),
+        (9, 8, "replicate", False),
+        (2, 2, "reflect", False),
+        (3, 7, "replicate", True),
+        (4, 5, "reflect", True),
+        (8, 3, "replicate", False),
+        (12, 4, "reflect", False),
+        (36, 3, "replicate", True),
+        (35, 2, "reflect", True),
+    ],
 )
 def test_hard_bins_of_bytes_are_exact(bins, cell, padding, cells_last, rng):
     # One vote in the wrong bin moves a sum by 1 or more, far outside the tolerance.
@@ -239,14 +262,15 @@ def test_hard_bins_of_bytes_are_exact(bins, cell, padding, cells_last, rng):
     assert_close(*run("histograms", frames(rng, 2, 3, 19, 23), vectors=False, **options), "hog")
 
 
-@pytest.mark.parametrize("bins", [9, 4, 36])
-@pytest.mark.parametrize("change", [{}, {"pool": "mean"}, {"l2": True}])
 @pytest.mark.parametrize("bytes_", [True, False])
+@pytest.mark.parametrize(
+    ("bins", "change"), [(9, {}), (36, {}), (4, {"pool": "mean"}), (9, {"l2": True})]
+)
 def test_linear_binning(bins, change, bytes_, rng):
-    images = frames(rng, 2, 3, 18, 17)
+    images = frames(rng, 2, 3, 14, 13)
     if not bytes_:
         images = images.float() + torch.from_numpy(rng.random(images.shape)).float()
-    options = {**HOG, "bins": bins, "binning": "linear", **change}
+    options = {**HOG, "bins": bins, "cell": 4, "binning": "linear", **change}
     actual, expected = run("histograms", images, vectors=False, cells_last=True, **options)
     assert_close(actual, expected, "hog_l2" if "l2" in change else "hog")
 
@@ -254,20 +278,20 @@ def test_linear_binning(bins, change, bytes_, rng):
 @pytest.mark.parametrize("change", [{"pool": "mean"}, {"l2": True}, {"l2": True, "bins": 12}])
 def test_pooling_and_l2_of_hard_bins(change, rng):
     images = frames(rng, 2, 1, 16, 24)
-    images[0, 0, :8, :] = 7  # nothing there to normalise
-    options = {**HOG, **change}
+    images[0, 0, :9, :] = 7  # nothing there to normalise
+    options = {**HOG, "cell": 4, **change}
     actual, expected = run("histograms", images, vectors=False, cells_last=False, **options)
     assert_close(actual, expected, "hog_l2" if "l2" in change else "hog")
-    assert (actual[0, 0, :, 0, 0] == 0).all() or change.get("l2")
+    assert (actual[0, 0, :, 0] == 0).all()
 
 
 @pytest.mark.parametrize("binning", ["hard", "linear"])
 @pytest.mark.parametrize("vectors", [True, False])
 def test_histograms_of_flow(vectors, binning, rng):
     flow = torch.from_numpy(rng.normal(0, 5, (3, 2, 17, 20))).float()
-    options = {**HOG, "binning": binning, "cell": 5}
+    options = {**HOG, "binning": binning, "cell": 4}
     actual, expected = run("histograms", flow, vectors=vectors, cells_last=True, **options)
-    assert actual.shape == (3, 3, 4, 1 if vectors else 2, 9)
+    assert actual.shape == (3, 4, 5, 1 if vectors else 2, 9)
     assert_close(actual, expected, "hog")
 
 
@@ -301,22 +325,26 @@ def test_maps_without_a_cell(shape):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"cell": 5}, {"padding": "replicate", "binning": "linear"}, {"l2": True}, {"bins": 36}],
+    [
+        {"cell": 6},
+        {"cell": 5, "l2": True},
+        {"cell": 4, "padding": "replicate", "binning": "linear"},
+    ],
 )
 @pytest.mark.parametrize("start_batch", [1, 2])
 def test_windows(start_batch, change, rng):
-    images = frames(rng, 2, 4, 3, 14, 19)
-    points = scattered(rng, 2, 13, (19, 14))[:, :, None] + grid_flow(rng, 2, 13, 3, 2, reach=4)
+    images = frames(rng, 2, 4, 2, 14, 19)
+    points = scattered(rng, 2, 17, (19, 14))[:, :, None] + grid_flow(rng, 2, 17, 3, 2, reach=4)
     points[0, 0, 0] = torch.tensor([8.5, 6.5])
-    starts = ints(rng.integers(0, 2, (start_batch, 13)))
+    starts = ints(rng.integers(0, 2, (start_batch, 17)))
     options = {**HOG, **change}
     actual, expected = run("windows", images, points, starts, ints([[0, 3], [2, 1]]), **options)
     assert_close(actual, expected, "hog_l2" if "l2" in change else "hog")
 
 
 def test_windows_of_float_frames_and_of_none(rng):
-    images = frames(rng, 1, 2, 3, 8, 9).float()
-    points = scattered(rng, 1, 5, (9, 8))[:, :, None]
+    images = frames(rng, 1, 2, 3, 9, 8).float()
+    points = scattered(rng, 1, 5, (8, 9))[:, :, None]
     actual, expected = run("windows", images, points, ints([[0] * 5]), ints([[1]]), **HOG)
     assert_close(actual, expected, "hog")
     none = run("windows", images, points[:, :0], ints([[]]), ints([[1]]), **HOG)
@@ -324,20 +352,22 @@ def test_windows_of_float_frames_and_of_none(rng):
 
 
 def test_the_window_around_a_cell_is_the_cell(rng):
-    images = frames(rng, 1, 1, 3, 16, 24).to(DEVICE)
-    cells = floor.histograms(images[0], vectors=False, cells_last=True, **HOG)
-    y, x = torch.meshgrid(torch.arange(4, 16, 8.0), torch.arange(4, 24, 8.0), indexing="ij")
+    images = frames(rng, 1, 1, 3, 8, 12).to(DEVICE)
+    options = {**HOG, "cell": 4}
+    cells = floor.histograms(images[0], vectors=False, cells_last=True, **options)
+    y, x = torch.meshgrid(torch.arange(2, 8, 4.0), torch.arange(2, 12, 4.0), indexing="ij")
     points = torch.stack([x, y], -1).reshape(1, 6, 1, 2).to(DEVICE)
     zero = ints([[0] * 6]).to(DEVICE)
-    around = floor.windows(images, points, zero, ints([[0]]).to(DEVICE), **HOG)
+    around = floor.windows(images, points, zero, ints([[0]]).to(DEVICE), **options)
     assert torch.equal(around.reshape(1, 2, 3, 3, 9), cells)
 
 
 def test_a_frame_that_does_not_exist_gives_zeros(rng):
+    options = {**HOG, "cell": 3}
     images = frames(rng, 1, 2, 1, 8, 8).to(DEVICE)
     points = torch.full((1, 4, 1, 2), 4.0, device=DEVICE)
     starts, times = ints([[0, 1, 2, 7]]).to(DEVICE), ints([[0], [2], [-1]]).to(DEVICE)
-    found = floor.windows(images, points, starts, times, **HOG).abs().sum((2, 3, 4))[0] > 0
+    found = floor.windows(images, points, starts, times, **options).abs().sum((2, 3, 4))[0] > 0
     assert found.tolist() == [True, False, False, False]
 
 
@@ -372,13 +402,12 @@ def test_a_large_offset_costs_no_accuracy(width, mode, rng):
         assert_close(a, b, "patch_norm")
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
-def test_kernels_compile_for_a_gpu(arch, tmp_path):
+def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     """In a process of its own, since the interpreter cannot be left once kernels are defined."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     script = Path(__file__).with_name("triton_ahead_of_time.py")
     done = subprocess.run(
-        [sys.executable, script, str(arch)],
+        [sys.executable, script],
         env=environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
         text=True,
@@ -387,9 +416,9 @@ def test_kernels_compile_for_a_gpu(arch, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     print(done.stdout)
-    assert {k["kernel"] for k in kernels} == {
-        f"{name}_kernel"
-        for name in ("tracks", "median", "histograms", "windows", "patch", "coordinate")
+    names = ("tracks", "median", "histograms", "windows", "patch", "coordinate")
+    assert {(k["kernel"], k["arch"]) for k in kernels} == {
+        (f"{name}_kernel", arch) for name in names for arch in (80, 90, 100)
     }
     for kernel in kernels:
         assert kernel["fused"] == kernel["approximate"] == 0, kernel

@@ -19,6 +19,8 @@ from mme_targets.files import write_video
 from mme_targets.plan import ClipPlan
 from mme_targets.video import VideoError, _picture, decode, iter_clips, probe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SOUND = {
     # name: frames, fps, displayed width and height, rotation
     "kinetics_340x256.mp4": (280, 28.0, 340, 256, 0),
@@ -95,7 +97,7 @@ def test_seeking_happens_and_lands_on_every_key_frame(
     videos: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = videos / name
-    whole = decode(path, range(probe(path).frames), short_side=32).frames
+    whole = decode(path, range(probe(path).frames), crop=64).frames
     keys = demux.index_of(str(path)).keys
     assert len(keys) > 2
     seeks = []
@@ -106,9 +108,9 @@ def test_seeking_happens_and_lands_on_every_key_frame(
     for key in keys[1:]:
         for indices in ([key, key + 1, key + 3], [1, key + 2], [key - 2, key - 1, key]):
             seeks.clear()
-            assert torch.equal(decode(path, indices, short_side=32).frames, whole[indices])
+            assert torch.equal(decode(path, indices, crop=64).frames, whole[indices])
             assert (key in seeks) == (key - 1 not in indices)
-    assert torch.equal(decode(path, [keys[-1]], short_side=32).frames, whole[[keys[-1]]])
+    assert torch.equal(decode(path, [keys[-1]], crop=64).frames, whole[[keys[-1]]])
 
 
 def test_colours_of_an_independent_decoder(videos: Path) -> None:
@@ -267,13 +269,11 @@ def test_resize_and_crop(
 
 def test_same_result_whatever_the_threads(videos: Path) -> None:
     path = videos / "kinetics_340x256.mp4"
-    many = decode(path, range(0, 40, 7), short_side=224, crop=224).frames
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert torch.equal(decode(path, range(0, 40, 7), short_side=224, crop=224).frames, many)
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)  # set back by `one_thread`
+        results.append(decode(path, range(0, 40, 7), short_side=224, crop=224).frames)
+    assert torch.equal(*results)
 
 
 def test_corrupt_in_the_middle(videos: Path) -> None:

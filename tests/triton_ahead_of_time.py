@@ -1,9 +1,10 @@
-"""Compile the Triton kernels for GPUs that are not here: ``TRITON_INTERPRET=0 python FILE 80 90``.
+"""Compile the Triton kernels for GPUs that are not here: ``TRITON_INTERPRET=0 python FILE``.
 
 Public functions are called on CPU tensors with their launches recorded, so what is compiled is what
-they would launch, options included. One JSON line a kernel and target: registers and local memory
-of a thread (spills and stack; null without cuobjdump), and the instructions that must not occur,
-fused multiply-adds and approximate divisions or roots.
+they would launch, options included: all variants for sm_90, the first of each kernel for sm_80 and
+sm_100. One JSON line a kernel and target: registers and local memory of a thread (spills and stack;
+null without cuobjdump), and how many instructions it has that must not occur, fused multiply-adds
+and approximate divisions or roots.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mme_targets.backends.triton import descriptors, histograms, median_filter, patch_norm
-from mme_targets.backends.triton import tracks, trajectories, windows
+from mme_targets.backends.triton import (
+    descriptors,
+    histograms,
+    median_filter,
+    patch_norm,
+    tracks,
+    trajectories,
+    windows,
+)
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -32,35 +40,31 @@ POINTERS = {
     torch.int32: "*i32",
     torch.bool: "*i1",
 }
-Call = tuple[Any, str, tuple[Any, ...], dict[str, Any]]
+Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
 class Recorder:
-    """Stands for a kernel: keeps what a launch is given, under the label of the moment."""
+    """Stands for a kernel: keeps what its launches are given."""
 
-    calls: list[Call] = []
-    label = ""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Any, calls: list[tuple[Any, ...]]) -> None:
+        self.kernel, self.calls = kernel, calls
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
-        return lambda *args, **options: self.calls.append(
-            (self.kernel, Recorder.label, args, options)
-        )
+        return lambda *args, **options: self.calls.append((self.kernel, args, options))
 
 
 def record() -> list[Call]:
     """Every launch of the variants worth a look: the paper's setting and the options."""
+    calls: list[tuple[Any, ...]] = []
+    labels: list[str] = []
     norms = sys.modules[patch_norm.__module__]
     for module in (trajectories, descriptors, norms):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            setattr(module, name, Recorder(getattr(module, name)))
-    index = torch.zeros((1, 4), dtype=torch.int32)
-    for label, call in variants(index):
-        Recorder.label = label
+            setattr(module, name, Recorder(getattr(module, name), calls))
+    for label, call in variants(torch.zeros((1, 4), dtype=torch.int32)):
         call()
-    return Recorder.calls
+        labels.append(label)
+    return [(label, *call) for label, call in zip(labels, calls, strict=True)]
 
 
 def variants(index: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -81,14 +85,17 @@ def variants(index: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
     hog = {"cell": 8, "pool": "sum", "padding": "reflect", "l2": False}
     for binning, bins in (("hard", 9), ("linear", 9), ("hard", 36)):
         options = {**hog, "binning": binning, "bins": bins}
-        for images, kind in ((frames[0], "bytes"), (vectors, "MBH"), (vectors, "HOF")):
-            for last in (True, False):
-                yield (
-                    f"{kind} {binning} {bins} {'cells last' if last else ''}",
-                    lambda images=images, kind=kind, last=last, options=options: histograms(
-                        images, vectors=kind == "HOF", cells_last=last, **options
-                    ),
-                )
+        for images, kind, last in (
+            (frames[0], "bytes", True),
+            (vectors, "HOF", False),
+            (vectors, "MBH", True),
+        )[: 1 if bins == 36 else 3]:
+            yield (
+                f"{kind} {binning} {bins} {'cells last' if last else ''}",
+                lambda images=images, kind=kind, last=last, options=options: histograms(
+                    images, vectors=kind == "HOF", cells_last=last, **options
+                ),
+            )
         yield (
             f"bytes {binning} {bins}",
             lambda options=options: windows(frames, points, index, index, **options),
@@ -104,7 +111,7 @@ def variants(index: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def compiled(call: Call, arch: int) -> dict[str, object]:
     """Compile one launch for sm_`arch` and read what came out."""
-    kernel, label, args, options = call
+    label, kernel, args, options = call
     constants = {k: v for k, v in options.items() if k in kernel.arg_names}
     launch = {k: v for k, v in options.items() if k not in constants}
     signature, aligned = {}, {}
@@ -149,6 +156,7 @@ def resources(cubin: bytes) -> tuple[int | None, int | None]:
 
 if __name__ == "__main__":
     launches = record()
-    for target in sys.argv[1:] or ["90"]:
-        for launch in launches:
-            print(json.dumps(compiled(launch, int(target))), flush=True)
+    first = {launch[1].__name__: launch for launch in reversed(launches)}
+    for target, chosen in ((90, launches), (80, first.values()), (100, first.values())):
+        for launch in chosen:
+            print(json.dumps(compiled(launch, target)), flush=True)

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 // One thread a patch's feature; neighbours read neighbouring features of one track. kTracks as
 // kHeld above.
 template <int kTracks>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 10)
     coordinate_kernel(const float* values, int64_t total, int tracks, int features, float eps,
                       float* out, float* mean, float* std) {
   const int64_t id = global_thread();

@@ -54,8 +54,9 @@ struct TrackArrays {
   bool* visible;
 };
 
+// Eight blocks a multiprocessor leave a thread 64 registers, four 128: as many as the steps want.
 template <class T, bool kMedian, bool kBilinear>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, kBilinear ? 4 : 8)
     tracks_kernel(TrackArrays a, TrackSizes s, float bound) {
   MME_DYNAMIC_SHARED(float2, stage);
   const int lane = threadIdx.x % kWarp;

@@ -71,7 +71,7 @@ def _edges_passed(gx, gy, BINS: tl.constexpr, COSINE: tl.constexpr, SINE: tl.con
 
 @triton.jit
 def _phase(gx, gy, BINS: tl.constexpr):
-    """atan2(gx, gy)/π·bins for gx ≥ 0, as a whole number and the rest (within rounding of [0, 1])."""
+    """atan2(gx, gy)/π·bins for gx ≥ 0, as a whole number and the rest, 0 to 1 but for rounding."""
     height = tl.abs(gy)
     large = tl.maximum(gx, height)
     t = tl.div_rn(tl.minimum(gx, height), tl.where(large > 0.0, large, 1.0))
@@ -110,23 +110,11 @@ def _split(bins, first, share, magnitude, LINEAR: tl.constexpr, BINS: tl.constex
 
 @triton.jit
 def _histogram(
-    plane,
-    left,
-    top,
-    mask,
-    H,
-    W,
-    VECTORS: tl.constexpr,
-    INTEGER: tl.constexpr,
-    REFLECT: tl.constexpr,
-    LINEAR: tl.constexpr,
-    BINS: tl.constexpr,
-    CELL: tl.constexpr,
-    COSINE: tl.constexpr,
-    SINE: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-):
+    plane, left, top, mask, H, W,
+    VECTORS: tl.constexpr, INTEGER: tl.constexpr, REFLECT: tl.constexpr, LINEAR: tl.constexpr,
+    BINS: tl.constexpr, CELL: tl.constexpr, COSINE: tl.constexpr, SINE: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr,
+):  # fmt: skip
     """Sums over the CELL x CELL pixels right of `left` and below `top`, of bins [0, LOW) and on.
 
     Block shapes are powers of two. Two of them, 8 + 1 for 9 bins, waste less than one of 16.
@@ -201,29 +189,12 @@ def _finish(out, stride, cell0, cell1, mask, scale, L2: tl.constexpr, BINS: tl.c
 
 @triton.jit(do_not_specialize=["cells", "C", "H", "W", "rows", "columns"])
 def histograms_kernel(
-    images,
-    out,
-    scale,
-    cells,
-    C,
-    H,
-    W,
-    rows,
-    columns,
-    CELLS_LAST: tl.constexpr,
-    VECTORS: tl.constexpr,
-    INTEGER: tl.constexpr,
-    REFLECT: tl.constexpr,
-    LINEAR: tl.constexpr,
-    L2: tl.constexpr,
-    BINS: tl.constexpr,
-    CELL: tl.constexpr,
-    COSINE: tl.constexpr,
-    SINE: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    images, out, scale, cells, C, H, W, rows, columns,
+    CELLS_LAST: tl.constexpr, VECTORS: tl.constexpr, INTEGER: tl.constexpr,
+    REFLECT: tl.constexpr, LINEAR: tl.constexpr, L2: tl.constexpr,
+    BINS: tl.constexpr, CELL: tl.constexpr, COSINE: tl.constexpr, SINE: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Lanes count the cells of a channel row by row, then channels, then images; C is C'."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = lane < cells
@@ -235,23 +206,9 @@ def histograms_kernel(
     planes: tl.constexpr = 2 if VECTORS else 1
     source = images + channel.to(tl.int64) * (planes * H * W)
     cell0, cell1 = _histogram(
-        source,
-        column * CELL,
-        row * CELL,
-        mask,
-        H,
-        W,
-        VECTORS,
-        INTEGER,
-        REFLECT,
-        LINEAR,
-        BINS,
-        CELL,
-        COSINE,
-        SINE,
-        LOW,
-        HIGH,
-    )
+        source, column * CELL, row * CELL, mask, H, W,
+        VECTORS, INTEGER, REFLECT, LINEAR, BINS, CELL, COSINE, SINE, LOW, HIGH,
+    )  # fmt: skip
     if CELLS_LAST:
         image = channel // C
         first = (image.to(tl.int64) * area + place) * C + (channel - image * C)
@@ -263,34 +220,11 @@ def histograms_kernel(
 
 @triton.jit(do_not_specialize=["lanes", "T", "C", "H", "W", "R", "S", "L", "P", "start_batch"])
 def windows_kernel(
-    images,
-    points,
-    starts,
-    times,
-    out,
-    scale,
-    lanes,
-    T,
-    C,
-    H,
-    W,
-    R,
-    S,
-    L,
-    P,
-    start_batch,
-    INTEGER: tl.constexpr,
-    REFLECT: tl.constexpr,
-    LINEAR: tl.constexpr,
-    L2: tl.constexpr,
-    BINS: tl.constexpr,
-    CELL: tl.constexpr,
-    COSINE: tl.constexpr,
-    SINE: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    images, points, starts, times, out, scale, lanes, T, C, H, W, R, S, L, P, start_batch,
+    INTEGER: tl.constexpr, REFLECT: tl.constexpr, LINEAR: tl.constexpr, L2: tl.constexpr,
+    BINS: tl.constexpr, CELL: tl.constexpr, COSINE: tl.constexpr, SINE: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Lanes count the tracks first, which lie beside each other in one frame, then c, l and b."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = lane < lanes
@@ -317,23 +251,9 @@ def windows_kernel(
     top = tl.maximum(tl.minimum(top, H - CELL), 0)
     source = images + ((batch * T + time) * C + c) * H * W
     cell0, cell1 = _histogram(
-        source,
-        left,
-        top,
-        mask,
-        H,
-        W,
-        False,
-        INTEGER,
-        REFLECT,
-        LINEAR,
-        BINS,
-        CELL,
-        COSINE,
-        SINE,
-        LOW,
-        HIGH,
-    )
+        source, left, top, mask, H, W,
+        False, INTEGER, REFLECT, LINEAR, BINS, CELL, COSINE, SINE, LOW, HIGH,
+    )  # fmt: skip
     first = (((batch * R + r) * L + step) * C + c) * BINS
     _finish(out + first, 1, cell0, cell1, exists, scale, L2, BINS)
 
@@ -413,27 +333,13 @@ def histograms(
         return out
     with torch.cuda.device_of(images):
         histograms_kernel[(triton.cdiv(cells, BLOCK),)](
-            images,
-            out,
-            1 / cell**2 if pool == "mean" else 1.0,
-            cells,
-            channels,
-            height,
-            width,
-            rows,
-            columns,
-            CELLS_LAST=cells_last,
-            VECTORS=vectors,
-            INTEGER=images.dtype == torch.uint8,
-            REFLECT=padding == "reflect",
-            LINEAR=binning == "linear",
-            L2=l2,
-            CELL=cell,
-            BLOCK=BLOCK,
-            **constants(bins),
-            num_warps=BLOCK // 32,
-            enable_fp_fusion=False,
-        )
+            images, out, 1 / cell**2 if pool == "mean" else 1.0,
+            cells, channels, height, width, rows, columns,
+            CELLS_LAST=cells_last, VECTORS=vectors, INTEGER=images.dtype == torch.uint8,
+            REFLECT=padding == "reflect", LINEAR=binning == "linear", L2=l2,
+            CELL=cell, **constants(bins),
+            BLOCK=BLOCK, num_warps=BLOCK // 32, enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 
@@ -482,30 +388,12 @@ def windows(
         return out
     with torch.cuda.device_of(images):
         windows_kernel[(triton.cdiv(lanes, BLOCK),)](
-            images,
-            points,
-            starts,
-            times,
-            out,
-            1 / cell**2 if pool == "mean" else 1.0,
-            lanes,
-            frames,
-            channels,
-            height,
-            width,
-            count,
-            rows,
-            length,
-            points.shape[2],
+            images, points, starts, times, out, 1 / cell**2 if pool == "mean" else 1.0,
+            lanes, frames, channels, height, width, count, rows, length, points.shape[2],
             count if starts.shape[0] > 1 else 0,
             INTEGER=images.dtype == torch.uint8,
-            REFLECT=padding == "reflect",
-            LINEAR=binning == "linear",
-            L2=l2,
-            CELL=cell,
-            BLOCK=BLOCK,
-            **constants(bins),
-            num_warps=BLOCK // 32,
-            enable_fp_fusion=False,
-        )
+            REFLECT=padding == "reflect", LINEAR=binning == "linear", L2=l2,
+            CELL=cell, **constants(bins),
+            BLOCK=BLOCK, num_warps=BLOCK // 32, enable_fp_fusion=False,
+        )  # fmt: skip
     return out

@@ -137,31 +137,13 @@ def patch_norm(
             tile = min(triton.next_power_of_2(size), TILE)
             rows = TILE // tile
             patch_kernel[(triton.cdiv(patches, rows),)](
-                values,
-                normalised,
-                mean,
-                std,
-                eps,
-                patches,
-                N=size,
-                ROWS=rows,
-                TILE=tile,
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
+                values, normalised, mean, std, eps, patches, N=size,
+                ROWS=rows, TILE=tile, num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
         else:
             lanes = patches * width
             coordinate_kernel[(triton.cdiv(lanes, COLUMNS),)](
-                values,
-                normalised,
-                mean,
-                std,
-                eps,
-                lanes,
-                tracks,
-                width,
-                BLOCK=COLUMNS,
-                num_warps=COLUMNS // 32,
-                enable_fp_fusion=False,
-            )
+                values, normalised, mean, std, eps, lanes, tracks, width,
+                BLOCK=COLUMNS, num_warps=COLUMNS // 32, enable_fp_fusion=False,
+            )  # fmt: skip
     return normalised, mean, std

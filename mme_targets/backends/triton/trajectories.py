@@ -133,33 +133,13 @@ def _inside(x, y, H, W):
     return (x > 0.0) & (x < W) & (y > 0.0) & (y < H)
 
 
-TRACKS_SIZES = ["tracks", "R", "P", "S", "L", "H", "W", "seed_batch", "start_batch"]
-
-
-@triton.jit(do_not_specialize=TRACKS_SIZES)
+@triton.jit(do_not_specialize=["tracks", "R", "P", "S", "L", "H", "W", "seed_batch"])
 def tracks_kernel(
-    flow,
-    seeds,
-    starts,
-    steps,
-    points,
-    displacements,
-    visible,
-    bound,
-    tracks,
-    R,
-    P,
-    S,
-    L,
-    H,
-    W,
-    seed_batch,
-    start_batch,
-    MEDIAN: tl.constexpr,
-    BILINEAR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One lane a track; `seed_batch`, `start_batch` are strides, 0 where the batch shares one."""
+    flow, seeds, starts, steps, points, displacements, visible,
+    bound, tracks, R, P, S, L, H, W, seed_batch,
+    MEDIAN: tl.constexpr, BILINEAR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One lane a track; `seed_batch` is the batch's stride of seeds and starts, 0 if shared."""
     track = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = track < tracks
     batch = track // R
@@ -167,10 +147,10 @@ def tracks_kernel(
     axis = tl.arange(0, 2)[None, :]
     pairs_in = exists[:, None] & (axis < 2)
 
-    seed = seeds + (batch.to(tl.int64) * seed_batch + r) * 2
-    x = tl.load(seed, mask=exists, other=0.0)
-    y = tl.load(seed + 1, mask=exists, other=0.0)
-    start = tl.load(starts + (batch.to(tl.int64) * start_batch + r), mask=exists, other=-1)
+    seed = batch.to(tl.int64) * seed_batch + r
+    x = tl.load(seeds + seed * 2, mask=exists, other=0.0)
+    y = tl.load(seeds + seed * 2 + 1, mask=exists, other=0.0)
+    start = tl.load(starts + seed, mask=exists, other=-1)
     alive = exists & (start >= 0) & (start < S)
     seen = _inside(x, y, H, W)
 
@@ -243,29 +223,12 @@ def tracks(
         return points, moves, visible
     with torch.cuda.device_of(flow):
         tracks_kernel[(triton.cdiv(batch * count, TRACKS_BLOCK),)](
-            flow,
-            seeds,
-            starts,
-            steps,
-            points,
-            moves,
-            visible,
-            float(bound),
-            batch * count,
-            count,
-            pairs,
-            rows,
-            length,
-            height,
-            width,
+            flow, seeds, starts, steps, points, moves, visible, float(bound),
+            batch * count, count, pairs, rows, length, height, width,
             count if seeds.shape[0] > 1 else 0,
-            count if starts.shape[0] > 1 else 0,
-            MEDIAN=median,
-            BILINEAR=sampling == "bilinear",
-            BLOCK=TRACKS_BLOCK,
-            num_warps=TRACKS_BLOCK // 32,
-            enable_fp_fusion=False,
-        )
+            MEDIAN=median, BILINEAR=sampling == "bilinear",
+            BLOCK=TRACKS_BLOCK, num_warps=TRACKS_BLOCK // 32, enable_fp_fusion=False,
+        )  # fmt: skip
     return points, moves, visible
 
 
@@ -314,14 +277,7 @@ def median_filter(planes: torch.Tensor, size: int) -> torch.Tensor:
     grid = (triton.cdiv(count * width, MEDIAN_BLOCK), triton.cdiv(height, MEDIAN_ROWS))
     with torch.cuda.device_of(planes):
         median_kernel[grid](
-            planes,
-            filtered,
-            count * width,
-            height,
-            width,
-            ROWS=MEDIAN_ROWS,
-            BLOCK=MEDIAN_BLOCK,
-            num_warps=MEDIAN_BLOCK // 32,
-            enable_fp_fusion=False,
-        )
+            planes, filtered, count * width, height, width, ROWS=MEDIAN_ROWS,
+            BLOCK=MEDIAN_BLOCK, num_warps=MEDIAN_BLOCK // 32, enable_fp_fusion=False,
+        )  # fmt: skip
     return filtered

@@ -1,0 +1,274 @@
+"""`mme targets`, `mme show`, `mme demo`, `mme doctor`: arguments in, one clear line out on failure."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .config import TargetConfig, Tvl1Config
+
+PRESETS = ("paper", "kinetics400", "ssv2", "released")
+
+
+def add_commands(commands: Any, new_parser: Any) -> dict[str, Any]:
+    """Add the commands to a jsonargparse subcommand group; returns what runs each."""
+    targets = new_parser(
+        "mme targets VIDEO --out FILE [option ...]",
+        "Make motion targets of a video and write them (safetensors).",
+    )
+    _add_video(targets)
+    targets.add_argument("--out", type=str, required=True, metavar="FILE", help="the file to write")
+    targets.add_argument("--all", type=bool, nargs="?", const=True, default=False,
+                         help="every clip of the video, not the first alone")  # fmt: skip
+    targets.add_argument("--overlap", type=int, default=0, metavar="N",
+                         help="raw frames that consecutive clips share, with --all")  # fmt: skip
+    commands.add_subcommand("targets", targets, help="make motion targets of a video")
+
+    show = new_parser(
+        "mme show VIDEO --out FILE.png|.mp4|.html [option ...]",
+        "Draw the tracks of a clip over its frames (Figs. 4 and 6).",
+    )
+    _add_video(show)
+    show.add_argument("--out", type=str, required=True, metavar="FILE",
+                      help=".png: the start frames; .mp4: tracks that grow; .html: a page to "
+                      "explore")  # fmt: skip
+    commands.add_subcommand("show", show, help="draw tracks: a picture, a video or a page")
+
+    demo = new_parser(
+        "mme demo [--out DIR]",
+        "Render a scene with known motion, make targets and pictures of it, and print how far the "
+        "tracks are from the truth.",
+    )
+    demo.add_argument("--out", type=str, default="mme_demo", metavar="DIR",
+                      help="folder to write to")  # fmt: skip
+    commands.add_subcommand("demo", demo, help="the whole of it on a small rendered scene")
+
+    doctor = new_parser("mme doctor [--json]", "What runs here, and why the rest does not.")
+    doctor.add_argument("--json", type=bool, nargs="?", const=True, default=False,
+                        help="print one JSON object")  # fmt: skip
+    commands.add_subcommand("doctor", doctor, help="what runs here, and why the rest does not")
+    return {"targets": run_targets, "show": run_show, "demo": run_demo, "doctor": run_doctor}
+
+
+def _add_video(parser: Any) -> None:
+    parser.add_argument("video", type=str, metavar="VIDEO", help="a video file")
+    parser.add_argument("--start", type=int, default=0, metavar="N",
+                        help="raw index of the clip's first frame")  # fmt: skip
+    parser.add_argument("--crop", type=str, default="center", metavar="center|none",
+                        help="resize the short side to --size and cut out the centre, or keep the "
+                        "resolution (less what exceeds whole patches)")  # fmt: skip
+    parser.add_argument("--backend", type=str, default="auto",
+                        metavar="auto|reference|cpu|triton|cuda", help="which floor computes")  # fmt: skip
+    parser.add_argument("--preset", type=typing.Literal[PRESETS], default="paper",
+                        help="where the constants below start from")  # fmt: skip
+    parser.add_argument("--config", type=typing.Optional[str], default=None, metavar="FILE",  # noqa: UP045
+                        help="YAML or JSON of constants, in place of the preset")  # fmt: skip
+    for cls, prefix in ((TargetConfig, ""), (Tvl1Config, "tvl1.")):
+        group = parser.add_argument_group(
+            "constants of the paper" if not prefix else "TV-L1, for --flow tvl1"
+        )
+        docs, defaults, hints = field_docs(cls), cls(), typing.get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            if f.name == "tvl1":
+                continue
+            value = getattr(defaults, f.name)
+            plain = ",".join(value) if isinstance(value, tuple) else json.dumps(value)
+            plain = plain.strip('"')
+            kind: Any = type(value) if isinstance(value, (int, float)) else str
+            choices = typing.get_args(hints[f.name]) if isinstance(value, str) else ()
+            group.add_argument(
+                f"--{prefix}{f.name}",
+                type=typing.Optional[kind],  # noqa: UP045
+                default=None,
+                metavar="|".join(choices) or {bool: "BOOL", str: "A,B,…"}.get(kind, "N"),
+                help=f"{docs[f.name]} (paper: {plain})".replace("%", "%%"),
+            )
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a class, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            assert isinstance(text, ast.Expr)
+            assert isinstance(text.value, ast.Constant)
+            docs[field.target.id] = " ".join(str(text.value.value).split())
+    return docs
+
+
+def build_config(args: Any) -> TargetConfig:
+    """The preset or file, with what the command line says on top."""
+    given = args.as_dict()
+    if given["config"] is not None:
+        base = TargetConfig.load(given["config"])
+    else:
+        base = getattr(TargetConfig, given["preset"])()
+    values = base.to_dict()
+    for f in dataclasses.fields(TargetConfig):
+        if f.name != "tvl1" and given[f.name] is not None:
+            value = given[f.name]
+            values[f.name] = value.split(",") if f.name == "targets" else value
+    for name, value in given["tvl1"].items():
+        if value is not None:
+            values["tvl1"][name] = value
+    return TargetConfig.from_dict(values)
+
+
+def build_job(args: Any, every: bool = False, overlap: int = 0) -> Any:
+    """The video and its clips."""
+    from .extract import VideoJob
+
+    if args.crop not in ("center", "none"):
+        raise ValueError(f"--crop is {args.crop!r}; must be center or none")
+    return VideoJob(
+        args.video,
+        build_config(args),
+        start=args.start,
+        every=every,
+        overlap=overlap,
+        crop=args.crop == "center",
+    )
+
+
+def run_targets(args: Any) -> int:
+    """`mme targets`."""
+    from rich.console import Console
+
+    from .extract import write_targets
+    from .files import check_writable
+
+    check_writable(args.out)
+    job = build_job(args, args.all, args.overlap)
+    with progress_bar("flow", job.pairs, "pairs") as advance:
+        report = write_targets(job, args.out, backend=args.backend, progress=advance)
+    console = Console(soft_wrap=True)
+    for name, shape in report.shapes.items():
+        if not name.endswith((".mean", ".std")):
+            console.print(f"  {name:<12} {list(shape)}", highlight=False, markup=False)
+    if report.visible is not None:
+        console.print(f"  {report.visible:.1%} of the tracks count in the loss", highlight=False)
+    if job.config.camera_motion and report.pairs:
+        console.print(
+            f"  camera motion removed from {report.pairs - report.still} of {report.pairs} pairs"
+            + (" (the others gave no homography and keep it)" if report.still else ""),
+            highlight=False,
+        )
+    plural = "" if report.clips == 1 else "s"
+    console.print(f"{report.clips} clip{plural} of {args.video} -> {args.out}", highlight=False)
+    return 0
+
+
+def run_show(args: Any) -> int:
+    """`mme show`."""
+    from rich.console import Console
+
+    from .files import check_writable
+    from .show import check_kind, save
+
+    check_kind(args.out)
+    check_writable(args.out)
+    job = build_job(args)
+    if job.config.length < 1:
+        raise ValueError("--length is 0, which leaves no track to show")
+    with progress_bar("flow", job.pairs, "pairs") as advance:
+        (one,) = job.measure(advance)
+    save(one, job.config, args.out, args.backend)
+    Console(soft_wrap=True).print(f"tracks of {args.video} -> {args.out}", highlight=False)
+    return 0
+
+
+def run_demo(args: Any) -> int:
+    """`mme demo`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .config import TargetConfig
+    from .demo import SIZE, demo_config, run
+    from .plan import ClipPlan
+
+    console = Console(soft_wrap=True)
+    config: TargetConfig = demo_config()
+    console.print(
+        f"A textured scene with two moving discs, {SIZE}x{SIZE}, 64 frames: "
+        f"{config.frames} frames of stride {config.stride}, tracks of {config.length} steps.",
+        highlight=False,
+    )
+    with progress_bar("flow", len(ClipPlan.build(config).pairs), "pairs") as advance:
+        done = run(Path(args.out), advance)
+    table = Table(title="Distance of tracks from the truth after 6 steps", title_justify="left")
+    for name in ("tracks", "count", "true motion", "median", "90 % below", "within 1 px"):
+        table.add_column(name, justify="left" if name == "tracks" else "right")
+    for row in done.accuracy:
+        table.add_row(row.what, str(row.count), f"{row.moved:.2f} px", f"{row.median:.2f} px",
+                      f"{row.p90:.2f} px", f"{row.within:.0%}")  # fmt: skip
+    console.print(table)
+    names = ("position", "shape", "visible")
+    shapes = ", ".join(f"{name} {list(done.report.shapes[name])}" for name in names)
+    console.print(f"video    {done.video}", highlight=False)
+    console.print(f"targets  {done.targets}  ({shapes})", highlight=False, markup=False)
+    console.print(f"picture  {done.picture}", highlight=False)
+    console.print(f"page     {done.page}  (open it in a browser)", highlight=False)
+    return 0
+
+
+def run_doctor(args: Any) -> int:
+    """`mme doctor`."""
+    from .doctor import render, report
+
+    found = report()
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        render(found)
+    return 0
+
+
+@contextmanager
+def progress_bar(title: str, total: int, unit: str) -> Iterator[Any]:
+    """A bar with rate and time left on stderr; yields the function that advances it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} {unit}/s" if speed else f"– {unit}/s")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def fail(error: BaseException) -> int:
+    """Say what went wrong in one line; returns the exit status."""
+    print(f"mme: error: {error}", file=sys.stderr)
+    return 1
