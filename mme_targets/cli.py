@@ -1,4 +1,4 @@
-"""`mme targets`, `mme show`, `mme demo`, `mme doctor`: arguments in, one clear line out on failure."""
+"""`mme targets`, `mme show`, `mme demo`, `mme doctor`; what fails says so in one line."""
 
 from __future__ import annotations
 
@@ -193,7 +193,6 @@ def run_demo(args: Any) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from .config import TargetConfig
     from .demo import SIZE, demo_config, run
     from .plan import ClipPlan
 

@@ -110,4 +110,3 @@ def _accuracy(what: str, error: torch.Tensor, moved: torch.Tensor) -> Accuracy:
         p90=float(error.quantile(0.9)),
         within=float((error < 1).float().mean()),
     )
-

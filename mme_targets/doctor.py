@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -34,7 +35,7 @@ def report() -> dict[str, Any]:
     A floor is None where it can run, else the reason why it cannot.
     """
     return {
-        "versions": {"python": platform.python_version(), **_installed()},
+        "versions": {"python": platform.python_version(), **installed()},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cuda": _cuda(),
@@ -45,13 +46,12 @@ def report() -> dict[str, Any]:
     }
 
 
-def _installed() -> dict[str, str]:
+def installed() -> dict[str, str]:
+    """Versions of the packages that matter here and are installed."""
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -67,9 +67,7 @@ def _cpu() -> dict[str, Any]:
 def _cuda() -> dict[str, Any]:
     found: dict[str, Any] = {"torch": torch.version.cuda, "devices": []}
     if torch.cuda.is_available():
-        found["devices"] = [
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        ]
+        found["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     try:
         from . import _cuda
     except ImportError as error:

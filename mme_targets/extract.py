@@ -170,9 +170,13 @@ class VideoJob:
         found = flow_and_camera(clip.frames, detector=config.detector, **options)
         camera = found.camera
         return {
-            pair: _Pair(found.flow[i], camera.homographies[i], bool(camera.ok[i]) or pair[0] == pair[1])
+            pair: _Pair(
+                found.flow[i],
+                camera.homographies[i],
+                bool(camera.ok[i]) or pair[0] == pair[1],
+            )
             for i, pair in enumerate(wanted)
-        }  # fmt: skip
+        }
 
     def _whole_patches(self) -> tuple[int, int, int, int] | None:
         """(top, left, height, width) of the centre that whole patches cover."""
@@ -276,7 +280,7 @@ def write_targets(
         )
         still += one.still
     tensors = _tensors(made)
-    # One key: a safetensors file orders several at random, and two runs should be equal bit for bit.
+    # One key: safetensors writes several in random order, and two runs should be equal bit for bit.
     metadata = {
         "format": FORMAT,
         "config": job.config.to_dict(),
@@ -328,13 +332,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what shapes the result."""
-    from importlib import metadata
+    from .doctor import installed
 
-    names = ("mme-targets", "torch", "numpy", "av", "opencv-contrib-python-headless")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    shaping = ("mme-targets", "torch", "numpy", "av", "opencv")
+    found = {name: v for name, v in installed().items() if name.startswith(shaping)}
+    return {"python": platform.python_version(), **found}

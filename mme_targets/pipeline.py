@@ -89,17 +89,21 @@ class MotionTargets(nn.Module):
         if cameras is not None and not batched:
             cameras = cameras[None]
 
+        box = self._box(crop, images, batched)
+        height, width = (config.size, config.size) if box is not None else images.shape[-2:]
+        tokens = self._tokens(mask, height, width, len(images), images.device, batched)
+        if config.follow_camera and omega is not None and cameras is None:
+            raise ValueError("homographies is None; follow_camera needs it where flow is given")
+
         # Appendix A: flow, camera motion removed.
         if omega is None and self._needs_flow:
             omega, cameras = self._flow(images, progress)
 
         # Appendix B: what the model sees of frames and flow, and where in them tracks start.
-        box = self._box(crop, images, batched)
         shown, shown_flow = images, omega
         if box is not None and set(self.names) - set(TRACKED):
             shown = crop_frames(images, box, config.size)
             shown_flow = None if omega is None else crop_flow(omega, box, config.size)
-        height, width = (config.size, config.size) if box is not None else images.shape[-2:]
         clip = Clip(
             config=config,
             plan=self.plan,
@@ -108,7 +112,7 @@ class MotionTargets(nn.Module):
             flow=shown_flow,
             steps=self._on("_steps", images.device),
             hog_times=self._on("_hog_times", images.device),
-            tokens=self._tokens(mask, height, width, len(images), images.device, batched),
+            tokens=tokens,
             padded=padded,
             tracked_frames=images,
         )
@@ -167,9 +171,7 @@ class MotionTargets(nn.Module):
             self.backend,
         )
         clip.lookup = clip.points
-        if config.follow_camera and config.length:
-            if cameras is None:
-                raise ValueError("homographies is None; follow_camera needs it where flow is given")
+        if config.follow_camera and cameras is not None:
             pair_of = clip.steps[starts.long()].long()
             clip.lookup = follow_camera(clip.points, moves, cameras.to(images.device), pair_of)
         if not config.loss_mask:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -26,6 +27,7 @@ from mme_targets import (
 )
 from mme_targets.backends import FLOORS, OPERATIONS, _no_triton, choose, load, unavailable
 
+MODULE = sys.modules["mme_targets.backends"]  # the attribute of that name is the function
 STAGES = ["trajectories", "median_filter", "hog", "hof", "mbh", "trajectory_hog", "patch_norm"]
 
 
@@ -77,7 +79,7 @@ def test_auto_takes_cpu_for_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None
     for stage in STAGES:
         assert choose(stage, x, "auto") == "cpu"
     assert choose("tvl1", x, "auto") in OPERATIONS["tvl1"]
-    monkeypatch.setattr("mme_targets.backends._unbuilt", lambda module: f"{module} is not built")
+    monkeypatch.setattr(MODULE, "_unbuilt", lambda module: f"{module} is not built")
     for stage in STAGES:
         assert choose(stage, x, "auto") == "reference"
     with pytest.raises(ValueError, match=r"backend='cpu' cannot run hog on cpu: _cpu is not built"):
@@ -108,10 +110,10 @@ def test_a_named_floor_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match=r"backend='cpu' .* hog on meta: cpu runs on CPU tensors"):
         choose("hog", x.to("meta"), "cpu")
     with pytest.raises(ValueError, match=r"no floor can run hog on meta \(cpu: cpu runs on CPU"):
-        monkeypatch.setattr("mme_targets.backends.OPERATIONS", {"hog": ("cpu",)})
+        monkeypatch.setattr(MODULE, "OPERATIONS", {"hog": ("cpu",)})
         choose("hog", x.to("meta"), "auto")
     monkeypatch.undo()
-    monkeypatch.setattr("mme_targets.backends.OPERATIONS", {"hog": ("reference", "cpu")})
+    monkeypatch.setattr(MODULE, "OPERATIONS", {"hog": ("reference", "cpu")})
     with pytest.raises(ValueError, match=r"backend='cuda': hog has no such floor; it has reference"):
         choose("hog", x, "cuda")
     monkeypatch.undo()
@@ -157,7 +159,7 @@ print(json.dumps([sorted(before), sorted(set(sys.modules) - before)]))
         assert name not in added
     own = [name for name in added if name.startswith("mme_targets")]
     assert len(own) <= 30
-    assert not any("reference" in name or ".triton" in name for name in own)
+    assert "mme_targets.backends.triton" not in own
     assert len(added) - len(own) <= 40, added
     assert "torch" in before
 
@@ -205,19 +207,25 @@ def test_all_floors_agree_on_one_small_clip() -> None:
 
 # --- a process forked after the floor's threads have run ------------------------------------------
 
+RNG = np.random.default_rng(1)
+FLOW = torch.from_numpy(RNG.normal(size=(2, 6, 2, 64, 64)).astype(np.float32))
+FRAMES = torch.from_numpy(RNG.integers(0, 256, (2, 6, 3, 64, 64), dtype=np.uint8))
 
-def _work(threads_wanted: int = 2) -> list[torch.Tensor]:
-    """Enough for several pieces a call, so that the pool of threads really runs."""
-    with threads(threads_wanted):
-        generator = torch.Generator().manual_seed(1)
-        flow = torch.randn(4, 6, 2, 64, 64, generator=generator)
-        frames = (torch.rand(4, 3, 64, 64, generator=generator) * 255).to(torch.uint8)
-        got = trajectories(flow, grid=2, backend="cpu")
-        return [*got, hog(frames, backend="cpu"), patch_norm(got.displacements.flatten(1, 3))[0]]
+
+def kernels() -> list[bytes]:
+    """Several pieces of work a kernel, so that two threads really run.
+
+    All tensors stay below 2¹⁵ elements, from which on torch's own operations (here the filling of
+    memory with NaN) use OpenMP, and that hangs in a forked process whatever this package does.
+    """
+    got = trajectories(FLOW, grid=4, backend="cpu")
+    moves = got.displacements.flatten(1, 3)[0]
+    maps = hog(FRAMES[:, :1], backend="cpu")
+    return [t.numpy().tobytes() for t in (*got, maps, *patch_norm(moves, backend="cpu"))]
 
 
 def _child(queue: multiprocessing.Queue, depth: int) -> None:
-    result = [t.double().sum().item() for t in _work()]
+    result = kernels()
     if depth:
         child = multiprocessing.get_context("fork").Process(target=_child, args=(queue, depth - 1))
         child.start()
@@ -228,42 +236,53 @@ def _child(queue: multiprocessing.Queue, depth: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_may_use_the_floor_again() -> None:
-    expected = [t.double().sum().item() for t in _work()]
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    children = [context.Process(target=_child, args=(queue, 1)) for _ in range(2)]
-    for child in children:
-        child.start()
-    try:
-        for _ in range(4):  # two children and a child of each
-            assert queue.get(timeout=60) == expected
+    with threads(2):
+        expected = kernels()
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        children = [context.Process(target=_child, args=(queue, 1)) for _ in range(2)]
         for child in children:
-            child.join(60)
-            assert child.exitcode == 0
-    finally:
-        for child in children:
-            child.kill()
-    assert [t.double().sum().item() for t in _work()] == expected
+            child.start()
+        try:
+            for _ in range(4):  # two children and a child of each
+                assert queue.get(timeout=60) == expected
+            for child in children:
+                child.join(60)
+                assert child.exitcode == 0
+        finally:
+            for child in children:
+                child.kill()
+        assert kernels() == expected
 
 
 class Clips(torch.utils.data.Dataset):
-    """Targets made in the loader's worker, with threads of its own."""
+    """All that a loader's worker would make of a clip, at a real size."""
 
     def __len__(self) -> int:
-        return 6
+        return 3
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.cat([t.double().flatten() for t in _work()]) + index
+        flow = FLOW[:1].repeat(1, 4, 1, 3, 3).half()
+        frames = FRAMES[:1].repeat(1, 4, 1, 3, 3)
+        got = trajectories(flow, backend="cpu")
+        times = torch.arange(24).reshape(4, 6)
+        found = [
+            trajectory_hog(frames, got.points, times, sampling=s, backend="cpu")
+            for s in ("cell", "window")
+        ]
+        results = (*got, *found, median_filter(flow), mbh(flow.float()))
+        return torch.cat([t.double().flatten() for t in results]) + index
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_loader_worker() -> None:
-    expected = Clips()[0]
-    loader = torch.utils.data.DataLoader(
-        Clips(), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=60
-    )
-    for index, item in enumerate(loader):
-        assert torch.equal(item[0], expected + index)
+    with threads(2):
+        expected = Clips()[0]
+        loader = torch.utils.data.DataLoader(
+            Clips(), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=60
+        )
+        for index, item in enumerate(loader):
+            assert torch.equal(item[0], expected + index)
 
 
 def test_calls_from_several_threads_at_once(rng) -> None:

@@ -11,9 +11,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from conftest import assert_close
 
 import mme_targets
-from conftest import assert_close
 from mme_targets.backends import unavailable
 
 LAYOUTS = ["plain", "unbatched", "strided"]
@@ -75,7 +75,9 @@ def test_cuda_refuses_cpu_tensors_with_a_reason(rng: np.random.Generator) -> Non
     """Naming a floor that cannot run raises, and says why."""
     reason = unavailable("cuda", "cpu")
     assert reason
-    with pytest.raises(ValueError, match="backend='cuda' cannot run trajectories on cpu: ") as error:
+    with pytest.raises(
+        ValueError, match="backend='cuda' cannot run trajectories on cpu: "
+    ) as error:
         mme_targets.trajectories(torch.from_numpy(random_flow(rng, 6, 2, 16, 16)), backend="cuda")
     assert reason in str(error.value)
 
@@ -229,7 +231,10 @@ def test_work_runs_on_the_current_stream(rng: np.random.Generator) -> None:
 @pytest.mark.gpu
 def test_kernels_capture_into_a_graph(rng: np.random.Generator) -> None:
     """A replay computes on what the inputs then hold."""
-    flow, frames = to_gpu(random_flow(rng, 1, 6, 2, 64, 64)), to_gpu(random_frames(rng, 1, 2, 3, 64, 64))
+    flow, frames = (
+        to_gpu(random_flow(rng, 1, 6, 2, 64, 64)),
+        to_gpu(random_frames(rng, 1, 2, 3, 64, 64)),
+    )
 
     def work() -> tuple[torch.Tensor, ...]:
         tracks = mme_targets.trajectories(flow)

@@ -16,8 +16,8 @@ import cuda_emulator
 import numpy as np
 import pytest
 import torch
-
 from conftest import FLIPS, assert_close
+
 from mme_targets.backends import native, reference, unavailable
 
 HOG = {
@@ -143,6 +143,16 @@ def test_pairs_and_starts_that_do_not_exist_kill_the_track(
     assert (points[0, 1:] == 9.5).all()
 
 
+def test_flow_without_pairs_kills_every_track(floor: ModuleType, rng: np.random.Generator) -> None:
+    """There is no pixel that a step could read."""
+    flow, seeds, starts, steps = track_inputs(rng, 2, 1, 3, 2)
+    seeds[:] = 9.5
+    points, displacements, visible = floor.tracks(flow[:, :0], seeds, starts, steps, **TRACKS)
+    assert (points == 9.5).all()
+    assert not displacements.any()
+    assert not visible.any()
+
+
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 9), (3, 16, 7), (2, 33, 31)])
 def test_median_filter(size: tuple[int, ...], floor: ModuleType, rng: np.random.Generator) -> None:
     """Strips of 16 rows, whole and not, and borders on every side."""
@@ -216,7 +226,9 @@ def test_histograms_of_flow(
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("options", [{}, {"cell": 5, "bins": 12, "l2": True}, {"cell": 20}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"cell": 5, "bins": 12, "l2": True}, {"cell": 20}], ids=str
+)
 @pytest.mark.parametrize("seed_batches", [1, 2])
 def test_windows(
     seed_batches: int, options: dict[str, Any], dtype: torch.dtype,
@@ -250,7 +262,16 @@ def test_windows_of_frames_that_do_not_exist_are_empty(
 @pytest.mark.parametrize("mode", ["patch", "coordinate"])
 @pytest.mark.parametrize(
     "shape",
-    [(9, 4, 12), (5, 4, 27), (3, 4, 162), (2, 16, 162), (3, 2, 1), (2, 17, 3), (1, 64, 5), (0, 4, 12)],
+    [
+        (9, 4, 12),
+        (5, 4, 27),
+        (3, 4, 162),
+        (2, 16, 162),
+        (3, 2, 1),
+        (2, 17, 3),
+        (1, 64, 5),
+        (0, 4, 12),
+    ],
     ids=str,
 )
 def test_patch_norm(

@@ -123,6 +123,21 @@ def test_hof_of_constant_flow(floor: str) -> None:
 
 
 @pytest.mark.parametrize("floor", ALL)
+def test_directions_next_to_the_axes(floor: str) -> None:
+    """x = ±0 is bin 0 whichever way y points; the least x against y's sign is 180°, bin 8."""
+    tiny = 1e-20
+    for x, y, bin in (
+        (0.0, 2, 0), (-0.0, 2, 0), (0.0, -2, 0), (-0.0, -2, 0),
+        (tiny, 2, 0), (-tiny, -2, 0), (-tiny, 2, 8), (tiny, -2, 8),
+        (2, 0.0, 4), (2, -0.0, 4), (-2, 0.0, 4), (-2, tiny, 4),
+    ):  # fmt: skip
+        flow = torch.tensor([x, y], dtype=torch.float32).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+        expected = torch.zeros(9)
+        expected[bin] = 128
+        assert torch.equal(run(hof, flow, floor)[0, 0, :, 0, 0], expected), (x, y)
+
+
+@pytest.mark.parametrize("floor", ALL)
 def test_mbh_sees_boundaries_only(floor: str) -> None:
     flow = torch.tensor([3.0, -4.0]).view(1, 2, 1, 1).expand(1, 2, 16, 24).clone()
     assert not run(mbh, flow, floor).any()

@@ -79,12 +79,20 @@ struct SoftBin {
   float share;
 };
 
+// The angle is taken from the nearest of 0, a quarter and a half turn, and what rounding loses when
+// the two are added goes to the share: with many bins it would count.
 MME_FN SoftBin soft_bin(Gradient g, int bins) {
   g = upper_half(g);
-  const float phase = atan2f(g.x, g.y) / kPi * static_cast<float>(bins);
-  const float low = floorf(phase);
+  const float turn = static_cast<float>(bins), height = fabsf(g.y);
+  const bool steep = g.x > height, back = g.y < 0.f;
+  const float angle = steep ? atan2f(height, g.x) : atan2f(g.x, height);
+  const float size = mul(angle / kPi, turn);
+  const float base = steep ? mul(0.5f, turn) : (back ? turn : 0.f);
+  const float part = steep != back ? -size : size;
+  const float phase = add(base, part), low = floorf(phase);
   const int first = static_cast<int>(low);
-  return {first % bins, (first + 1) % bins, add(phase, -low)};
+  return {first % bins, (first + 1) % bins,
+          add(add(phase, -low), add(part, -add(phase, -base)))};
 }
 
 }  // namespace mme

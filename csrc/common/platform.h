@@ -43,16 +43,20 @@ MME_FN T clamp(T value, T low, T high) {
   return value < low ? low : (value > high ? high : value);
 }
 
-// True for neither NaN nor infinity, by the bits, so that -ffast-math could not remove it.
-MME_FN bool finite(float a) {
+// The exponent's bits; all of them are set for NaN and infinity. By the bits, so that -ffast-math
+// could not remove the question.
+constexpr uint32_t kExponent = 0x7f800000u;
+MME_FN uint32_t exponent(float a) {
 #if defined(__CUDA_ARCH__)
-  return (__float_as_uint(a) & 0x7f800000u) != 0x7f800000u;
+  return __float_as_uint(a) & kExponent;
 #else
   uint32_t bits;
   __builtin_memcpy(&bits, &a, sizeof bits);
-  return (bits & 0x7f800000u) != 0x7f800000u;
+  return bits & kExponent;
 #endif
 }
+MME_FN uint32_t larger(uint32_t a, uint32_t b) { return a < b ? b : a; }
+MME_FN bool finite(float a) { return exponent(a) != kExponent; }
 
 // Borders: the index that stands for `i` in a row of `n`.
 MME_FN int replicate(int i, int n) { return clamp(i, 0, n - 1); }

@@ -7,7 +7,6 @@
 // thread (one word a bin, in the thread's own bank, so that lanes never collide whatever bins they
 // hit), then the columns left to right. Each output is written once; nothing is atomic.
 #include "../common/descriptors.h"
-
 #include "../common/nine_bins.h"
 #include "../common/trajectories.h"
 #include "launch.h"
@@ -26,7 +25,8 @@ MME_FN float l2_divisor(float squares) {
   return norm > least ? norm : least;
 }
 
-// ---- Any histogram -------------------------------------------------------------------------------
+// ---- Any histogram
+// -------------------------------------------------------------------------------
 
 constexpr int kColumns = 256;  // threads of a block, each with a column of a cell
 constexpr int kMostCells = kColumns / 2;
@@ -83,8 +83,8 @@ struct PointCells {
     const bool exists = frame >= 0 && frame < s.frames;
     const float* point = points + (track * s.point_stride + step) * 2;
     const int64_t plane = (b * s.frames + frame) * s.channels + channel;
-    return {exists ? images + plane * s.height * s.width : nullptr,
-            corner(read(point), s.width), corner(read(point + 1), s.height), item * bins};
+    return {exists ? images + plane * s.height * s.width : nullptr, corner(read(point), s.width),
+            corner(read(point + 1), s.height), item * bins};
   }
 };
 
@@ -184,14 +184,14 @@ __global__ void __launch_bounds__(kColumns)
 template <class T, class V, class Cells>
 void launch_cells(const char* what, const Cells& cells, int64_t items, int height, int width,
                   bool vectors, const HistogramOptions& o, float* out, Queue queue) {
-  const auto kernel =
-      o.bins == 9 ? cells_kernel<T, V, 9, Cells> : cells_kernel<T, V, 0, Cells>;
+  const auto kernel = o.bins == 9 ? cells_kernel<T, V, 9, Cells> : cells_kernel<T, V, 0, Cells>;
   launch(what, queue, kernel, divide_up(items, kColumns / o.cell), kColumns,
          sizeof(float) * o.bins * kColumns, cells, items, height, width, vectors, o,
          bin_table(o.bins), out);
 }
 
-// ---- The paper's HOG -----------------------------------------------------------------------------
+// ---- The paper's HOG
+// -----------------------------------------------------------------------------
 
 constexpr int kBlockCells = 64, kRows = 10;
 
@@ -300,19 +300,32 @@ void histograms(const void* images, bool is_u8, int64_t count, int64_t channels,
   const int64_t made = vectors ? 1 : channels, items = count * made * rows * columns;
   if (is_u8) {
     const MapCells<uint8_t> cells{static_cast<const uint8_t*>(images),
-                                  count, made, height, width, rows, columns, o.cell, vectors,
+                                  count,
+                                  made,
+                                  height,
+                                  width,
+                                  rows,
+                                  columns,
+                                  o.cell,
+                                  vectors,
                                   strides};
     const bool whole_words = width % 8 == 0 && reinterpret_cast<uintptr_t>(images) % 8 == 0;
     if (o.bins == 9 && o.cell == 8 && !o.linear && !vectors && whole_words) {
       launch("histograms", queue, nine_bins_kernel, divide_up(items, kBlockCells), kBlockCells, 0,
              cells, items, o, out);
     } else {
-      launch_cells<uint8_t, int>("histograms", cells, items, height, width, vectors, o, out,
-                                 queue);
+      launch_cells<uint8_t, int>("histograms", cells, items, height, width, vectors, o, out, queue);
     }
   } else {
     const MapCells<float> cells{static_cast<const float*>(images),
-                                count, made, height, width, rows, columns, o.cell, vectors,
+                                count,
+                                made,
+                                height,
+                                width,
+                                rows,
+                                columns,
+                                o.cell,
+                                vectors,
                                 strides};
     launch_cells<float, float>("histograms", cells, items, height, width, vectors, o, out, queue);
   }
@@ -323,12 +336,12 @@ void windows(const void* images, bool is_u8, const WindowSizes& s, const float* 
              Queue queue) {
   const int64_t items = s.batch * s.tracks * s.length * s.channels;
   if (is_u8) {
-    const PointCells<uint8_t> cells{static_cast<const uint8_t*>(images), points, starts, times, s,
-                                    o.cell, o.bins};
+    const PointCells<uint8_t> cells{
+        static_cast<const uint8_t*>(images), points, starts, times, s, o.cell, o.bins};
     launch_cells<uint8_t, int>("windows", cells, items, s.height, s.width, false, o, out, queue);
   } else {
-    const PointCells<float> cells{static_cast<const float*>(images), points, starts, times, s,
-                                  o.cell, o.bins};
+    const PointCells<float> cells{
+        static_cast<const float*>(images), points, starts, times, s, o.cell, o.bins};
     launch_cells<float, float>("windows", cells, items, s.height, s.width, false, o, out, queue);
   }
 }

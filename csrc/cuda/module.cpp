@@ -1,6 +1,6 @@
 // mme_targets._cuda: hands pointers over. Shapes, dtypes and memory layout are the caller's
-// (mme_targets/backends/native.py) to get right. The CUDA runtime is linked statically, so that this
-// imports where there is no GPU and no driver; the first launch says what is missing.
+// (mme_targets/backends/native.py) to get right. The CUDA runtime is linked statically, so that
+// this imports where there is no GPU and no driver; the first launch says what is missing.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -35,8 +35,8 @@ void tracks_(uint64_t flow, bool half, int64_t batch, int64_t pairs, int height,
          pointer<bool>(visible), queue(device, stream));
 }
 
-void median_filter_(uint64_t planes, int64_t count, int height, int width, uint64_t out,
-                    int device, uint64_t stream) {
+void median_filter_(uint64_t planes, int64_t count, int height, int width, uint64_t out, int device,
+                    uint64_t stream) {
   median_filter(pointer<const float>(planes), count, height, width, pointer<float>(out),
                 queue(device, stream));
 }
@@ -66,15 +66,13 @@ void patch_norm_(uint64_t values, int64_t count, int64_t tracks, int64_t feature
                  float eps, uint64_t out, uint64_t mean, uint64_t std, int device,
                  uint64_t stream) {
   patch_norm(pointer<const float>(values), count, tracks, features, coordinate, eps,
-             pointer<float>(out), pointer<float>(mean), pointer<float>(std),
-             queue(device, stream));
+             pointer<float>(out), pointer<float>(mean), pointer<float>(std), queue(device, stream));
 }
 
 py::dict info() {
   const int version = compiled_version();
   py::dict dict;
-  dict["cuda_version"] =
-      std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  dict["cuda_version"] = std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
   dict["archs"] = MME_CUDA_ARCHS;
   return dict;
 }

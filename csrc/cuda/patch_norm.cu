@@ -1,7 +1,6 @@
 // Patch normalisation on CUDA: csrc/common/patch_norm.h. A warp holds a patch in registers, so that
 // values are read once and written once; sums go lane by lane, then through a fixed butterfly.
 #include "../common/patch_norm.h"
-
 #include "launch.h"
 
 namespace mme::cuda {
@@ -137,8 +136,8 @@ void patch_norm(const float* values, int64_t count, int64_t tracks, int64_t feat
   const int k = static_cast<int>(tracks), f = static_cast<int>(features), size = k * f;
   if (size == 0) return;
   if (coordinate) {
-    const auto kernel = k <= 4 ? coordinate_kernel<4>
-                               : (k <= 16 ? coordinate_kernel<16> : coordinate_kernel<0>);
+    const auto kernel =
+        k <= 4 ? coordinate_kernel<4> : (k <= 16 ? coordinate_kernel<16> : coordinate_kernel<0>);
     launch("patch_norm", queue, kernel, divide_up(count * f, 128), 128, 0, values, count * f, k, f,
            eps, out, mean, std);
   } else {

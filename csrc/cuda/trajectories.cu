@@ -5,34 +5,36 @@
 // thread's own outputs lie L+1 points apart in memory, so a warp collects them in shared memory and
 // writes its whole block in one run.
 #include "../common/trajectories.h"
-
 #include "launch.h"
 
 namespace mme::cuda {
 namespace {
 
+// A pair that does not exist reads as not finite: from memory that does, without a branch.
 template <class T>
 struct Plane {
-  const T* pixels;  // null: a pair that does not exist, which reads as not finite
+  const T* pixels;
   int width;
+  bool exists;
 
   MME_FN float operator()(int x, int y) const {
-    if (!pixels) return NAN;
-    return as_float(read(pixels + static_cast<int64_t>(y) * width + x));
+    const float value = as_float(read(pixels + static_cast<int64_t>(y) * width + x));
+    return exists ? value : NAN;
   }
 };
 
 template <class T>
 struct Clip {
   const T* flow;
-  const int32_t* steps;  // the track's row; null if there is none
+  const int32_t* steps;  // the track's row, if it exists
   int64_t pairs, plane;
   int width;
+  bool exists;
 
   MME_FN Plane<T> operator()(int step, int component) const {
-    const int64_t pair = steps ? read(steps + step) : -1;
-    const bool exists = pair >= 0 && pair < pairs;
-    return {exists ? flow + (2 * pair + component) * plane : nullptr, width};
+    const int64_t pair = exists ? read(steps + step) : -1;
+    const bool known = pair >= 0 && pair < pairs;
+    return {flow + (2 * (known ? pair : 0) + component) * plane, width, known};
   }
 };
 
@@ -54,9 +56,10 @@ struct TrackArrays {
   bool* visible;
 };
 
-// Eight blocks a multiprocessor leave a thread 64 registers, four 128: as many as the steps want.
+// Eight blocks a multiprocessor leave a thread 64 registers, three 160: enough for all the loads of
+// a step to be in flight, which are 18, and 72 for the four windows of bilinear sampling.
 template <class T, bool kMedian, bool kBilinear>
-__global__ void __launch_bounds__(128, kBilinear ? 4 : 8)
+__global__ void __launch_bounds__(128, kMedian&& kBilinear ? 3 : 8)
     tracks_kernel(TrackArrays a, TrackSizes s, float bound) {
   MME_DYNAMIC_SHARED(float2, stage);
   const int lane = threadIdx.x % kWarp;
@@ -73,13 +76,17 @@ __global__ void __launch_bounds__(128, kBilinear ? 4 : 8)
     const int64_t start = read(a.starts + seed);
     const bool exists = start >= 0 && start < s.starts;
     const Clip<T> clip{static_cast<const T*>(a.flow) + b * s.pairs * 2 * plane,
-                       exists ? a.steps + start * s.length : nullptr, s.pairs, plane, s.width};
+                       a.steps + start * s.length,
+                       s.pairs,
+                       plane,
+                       s.width,
+                       exists};
     const float2 at = read(a.seeds + seed);
     const Stage row{warp_points + lane * points, warp_displacements + lane * s.length};
     row.points[0] = at;
-    a.visible[track_id] = track<kMedian, kBilinear>(at.x, at.y, s.length, s.width, s.height, bound,
-                                                    clip, row) &&
-                          exists;
+    a.visible[track_id] =
+        track<kMedian, kBilinear>(at.x, at.y, s.length, s.width, s.height, bound, clip, row) &&
+        exists;
   }
   __syncwarp();
   if (first >= total) return;
@@ -95,10 +102,9 @@ void launch_tracks(const TrackArrays& a, const TrackSizes& s, const TrackOptions
   const size_t each = sizeof(float2) * (2 * s.length + 1);
   int threads = 128;
   while (threads > kWarp && threads * each > 48 * 1024) threads /= 2;
-  const auto kernel = o.median ? (o.bilinear ? tracks_kernel<T, true, true>
-                                             : tracks_kernel<T, true, false>)
-                               : (o.bilinear ? tracks_kernel<T, false, true>
-                                             : tracks_kernel<T, false, false>);
+  const auto kernel =
+      o.median ? (o.bilinear ? tracks_kernel<T, true, true> : tracks_kernel<T, true, false>)
+               : (o.bilinear ? tracks_kernel<T, false, true> : tracks_kernel<T, false, false>);
   launch("tracks", queue, kernel, divide_up(s.batch * s.tracks, threads), threads, threads * each,
          a, s, o.bound);
 }
@@ -144,17 +150,18 @@ void tracks(const void* flow, const float* seeds, const int32_t* starts, const i
     throw std::invalid_argument("tracks have " + std::to_string(sizes.length) +
                                 " steps; must be 0 to " + std::to_string(kLongestTrack));
   }
-  const TrackArrays arrays{flow,
-                           reinterpret_cast<const float2*>(seeds),
-                           starts,
-                           steps,
-                           reinterpret_cast<float2*>(points),
-                           reinterpret_cast<float2*>(displacements),
-                           visible};
+  TrackSizes read = sizes;
+  if (sizes.pairs == 0) {  // every track dies at once; what it reads meanwhile must exist
+    flow = seeds, read.height = read.width = 1;
+  }
+  const TrackArrays arrays{
+      flow,   reinterpret_cast<const float2*>(seeds), starts,
+      steps,  reinterpret_cast<float2*>(points),      reinterpret_cast<float2*>(displacements),
+      visible};
   if (options.half) {
-    launch_tracks<__half>(arrays, sizes, options, queue);
+    launch_tracks<__half>(arrays, read, options, queue);
   } else {
-    launch_tracks<float>(arrays, sizes, options, queue);
+    launch_tracks<float>(arrays, read, options, queue);
   }
 }
 

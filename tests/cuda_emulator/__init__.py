@@ -21,7 +21,9 @@ def build(folder: Path) -> Path:
     """Compile the kernels, the module and the emulator into one library in `folder`."""
     import pybind11
 
-    include = [f"-I{path}" for path in (HERE, pybind11.get_include(), sysconfig.get_path("include"))]
+    include = [
+        f"-I{path}" for path in (HERE, pybind11.get_include(), sysconfig.get_path("include"))
+    ]
     sources = [*sorted(CUDA.glob("*.cu")), CUDA / "module.cpp", *sorted(HERE.glob("*.cpp"))]
     compiler = os.environ.get("CXX", "g++")
     jobs, objects = [], []

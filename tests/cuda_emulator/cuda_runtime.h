@@ -1,11 +1,12 @@
-// Runs the project's CUDA sources on the host: each thread of a block is a fibre, blocks run one after
-// another, and a fibre yields only at barriers. Compiling csrc/cuda/*.cu as C++ with this folder first
-// on the include path replaces CUDA's headers; nothing in the sources knows of it.
+// Runs the project's CUDA sources on the host: each thread of a block is a fibre, blocks run one
+// after another, and a fibre yields only at barriers. Compiling csrc/cuda/*.cu as C++ with this
+// folder first on the include path replaces CUDA's headers; nothing in the sources knows of it.
 //
 // Checked so: indices, barriers, borders, launch sizes and arithmetic of the very kernels. Not
 // checked: memory coalescing, caches, device instructions where a header branches on __CUDA_ARCH__.
-// Fibres run in ascending or, by MME_EMULATOR_REVERSE=1, descending order of threads, so that results
-// which hang on a missing barrier differ between the two. Shared memory starts as NaN in every block.
+// Fibres run in ascending or, by MME_EMULATOR_REVERSE=1, descending order of threads, so that
+// results which hang on a missing barrier differ between the two. Shared memory starts as NaN in
+// every block.
 #pragma once
 
 #include <climits>

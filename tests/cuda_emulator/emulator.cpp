@@ -1,11 +1,11 @@
 // Fibres and barriers of the emulator; see cuda_runtime.h.
-#include "cuda_runtime.h"
-
 #include <ucontext.h>
 
 #include <cstdlib>
 #include <stdexcept>
 #include <vector>
+
+#include "cuda_runtime.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 

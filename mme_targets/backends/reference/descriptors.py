@@ -99,11 +99,10 @@ def vote(gx: F64, gy: F64, bins: int, binning: str) -> F64:
     with np.errstate(invalid="ignore", over="ignore"):
         magnitude = np.sqrt(gx**2 + gy**2)
         phase = np.mod(np.arctan2(gx, gy), np.pi) / np.pi * bins
-    # A tiny negative angle is π after the mod, and π is bin 0's edge again.
     finite = np.isfinite(magnitude)
     magnitude = np.where(finite, magnitude, 0.0)
     phase = np.where(finite, phase, 0.0)
-    first = np.floor(phase)
+    first = np.minimum(np.floor(phase), bins - 1)  # the mod rounds angles just below 0 to π
     bin_axis = np.arange(bins).reshape(bins, 1, 1)
     low = (first % bins)[..., None, :, :] == bin_axis
     if binning == "hard":

@@ -117,5 +117,5 @@ def median_filter(planes: torch.Tensor, size: int) -> torch.Tensor:
     reach = size // 2
     padded = np.pad(image, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
-    filtered = np.median(windows, axis=(-2, -1))
+    filtered = np.median(windows, axis=(-2, -1)) if image.size else image
     return torch.from_numpy(filtered).float().to(planes.device)

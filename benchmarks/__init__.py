@@ -1,0 +1,1 @@
+"""Benchmarks: every operation beside its reference, its peers and its floor; see README.md."""

@@ -1,0 +1,142 @@
+"""The `mme` command as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mme_model.cli import main
+from mme_targets import TargetConfig
+from mme_targets.cli import field_docs
+from mme_targets.extract import read_metadata
+from mme_targets.synthetic import render_scene, write_video
+
+QUICK = ["--frames", "4", "--stride", "2", "--size", "64", "--length", "3", "--flow", "dis"]
+QUICK += ["--camera_motion", "false"]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "scene.mp4"
+    write_video(path, render_scene(20, 64, seed=1).frames, fps=25)
+    return path
+
+
+def test_targets(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "t.safetensors"
+    assert main(["targets", str(video), "--out", str(out), *QUICK]) == 0
+    assert load_file(out)["position"].shape == (1, 32, 24)
+    said = capsys.readouterr().out
+    assert "position" in said
+    assert str(out) in said
+
+
+def test_all_with_overlap(video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t"
+    line = ["targets", str(video), "--out", str(out), "--all", "--overlap", "4", *QUICK]
+    assert main(line) == 0
+    assert load_file(out)["position"].shape[0] == 4
+
+
+def test_config_file_and_overrides(video: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "t", tmp_path / "c.yaml"
+    base = TargetConfig.ssv2(frames=4, size=64, flow="dis", camera_motion=False)
+    file.write_text(base.to_yaml())
+    line = ["targets", str(video), "--out", str(out), "--config", str(file), "--length", "2"]
+    assert main([*line, "--targets", "position,pixel", "--tvl1.tau", "0.2"]) == 0
+    config = TargetConfig.from_dict(read_metadata(out)["config"])
+    assert config == base.replace(
+        length=2, targets=("position", "pixel"), tvl1=base.tvl1.replace(tau=0.2)
+    )
+
+
+def test_preset(video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t"
+    line = ["targets", str(video), "--out", str(out), "--preset", "ssv2", "--size", "64"]
+    assert main([*line, "--flow", "dis", "--camera_motion", "false"]) == 0
+    assert read_metadata(out)["config"]["stride"] == 3
+
+
+@pytest.mark.parametrize("kind", ["png", "mp4", "html"])
+def test_show(video: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / f"x.{kind}"
+    assert main(["show", str(video), "--out", str(out), *QUICK]) == 0
+    assert out.stat().st_size > 1000
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cpu"]["isa"] in found["cpu"]["isas"]
+    assert found["operations"]["trajectories"]["cpu"] is None
+    assert set(found["operations"]["hog"]) == {"reference", "cpu", "triton", "cuda"}
+    assert main(["doctor"]) == 0
+    assert "trajectories" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("targets missing.mp4 --out {tmp}/t", "missing.mp4"),
+        ("targets {video} --out {tmp}/no/t", "cannot be written"),
+        ("targets {video} --out {tmp}/t --length 99", "TargetConfig.length is 99"),
+        ("targets {video} --out {tmp}/t --grid 5", "TargetConfig.grid is 5"),
+        ("targets {video} --out {tmp}/t --crop left", "--crop is 'left'"),
+        ("targets {video} --out {tmp}/t --start 99", "start is 99"),
+        ("targets {video} --out {tmp}/t --config {tmp}/no.yaml", "no.yaml"),
+        ("targets {video} --out {tmp}/t --backend cuda --flow dis --size 64", "backend='cuda'"),
+        ("show {video} --out {tmp}/t.gif", "must end in"),
+        ("show {video} --out {tmp}/t.png --length 0", "leaves no track"),
+    ],
+)
+def test_errors_are_one_line(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    words = [w.format(video=video, tmp=tmp_path) for w in line.split()]
+    assert main(words) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mme: error: ")
+    assert message in said
+    assert not [p for p in tmp_path.iterdir() if p.name != "no.yaml"], "nothing is left behind"
+
+
+@pytest.mark.parametrize("line", ["targets {video} --out x --lenght 3", "nonsense", ""])
+def test_wrong_usage(video: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([word.format(video=video) for word in line.split()])
+    assert stop.value.code == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def test_help_names_every_constant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["targets", "--help"])
+    said = capsys.readouterr().out
+    for name in field_docs(TargetConfig):
+        assert name == "tvl1" or f"--{name} " in said
+
+
+def test_interrupted_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:
+    video = shared_data / "videos" / "kinetics_340x256.mp4"
+    line = [sys.executable, "-m", "mme_model.cli", "targets", str(video)]
+    process = subprocess.Popen(
+        [*line, "--out", str(tmp_path / "t"), "--all"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    time.sleep(8)
+    assert process.poll() is None, process.stderr and process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in said
+    assert not list(tmp_path.iterdir())
