@@ -350,6 +350,11 @@ def close(actual: Any, expected: Any, what: str, factor: float = 1.0) -> None:
     torch.testing.assert_close(a, b, atol=absolute * factor, rtol=relative * factor)
 
 
+def ends(batch: torch.Tensor) -> torch.Tensor:
+    """The first and the last clip of a batch: those that are compared with the reference."""
+    return batch if len(batch) < 3 else torch.stack([batch[0], batch[-1]])
+
+
 def smooth_flow(batch: int, pairs: int, side: int, device: torch.device) -> torch.Tensor:
     """Flow [B, P, 2, H, W] of a few px: smooth motion and noise, in 1/64 px.
 

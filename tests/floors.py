@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,28 @@ ULPS = 6
 a step, each within half an ulp, on the float32 side and the final rounding of the reference."""
 
 
+HISTOGRAMS = [
+    {},
+    {"bins": 8},
+    {"bins": 2, "cell": 2},
+    {"bins": 36, "cell": 5, "pool": "mean"},
+    {"cell": 4, "padding": "replicate"},
+    {"pool": "mean", "padding": "replicate"},
+    {"l2": True},
+    {"bins": 12, "l2": True, "pool": "mean"},
+    {"binning": "linear"},
+    {"binning": "linear", "bins": 6, "cell": 3, "padding": "replicate"},
+    {"binning": "linear", "l2": True},
+]
+"""Options of the histograms that the floors are compared in."""
+
+
+def tolerance(options: dict) -> str:
+    """The entry of the tolerance table for these options."""
+    linear = "_linear" if options.get("binning") == "linear" else ""
+    return f"hog{linear}{'_l2' if options.get('l2') else ''}"
+
+
 @contextmanager
 def running(floor: str) -> Iterator[str]:
     """The name for `backend=`, with the floor's instruction set switched on meanwhile."""
@@ -38,6 +61,12 @@ def running(floor: str) -> Iterator[str]:
         _cpu.use_isa(before)
 
 
+def run(door: Callable[..., Any], *data: Any, floor: str, **options: Any) -> Any:
+    """Call a public function on a floor."""
+    with running(floor) as backend:
+        return door(*data, backend=backend, **options)
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Run with `count` threads, then as before."""
@@ -47,6 +76,16 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def pixels(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    """Random uint8 frames."""
+    return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+
+
+def image(values: np.ndarray) -> torch.Tensor:
+    """A grey image [H, W] as one clip of one frame of one channel, float32."""
+    return torch.from_numpy(np.asarray(values, np.float32))[None, None]
 
 
 def grid_flow(
@@ -69,7 +108,7 @@ def smooth_flow(rng: np.random.Generator, *shape: int, reach: float = 3.0) -> to
 def assert_same(actual: Trajectories, expected: Trajectories) -> None:
     """Bit for bit."""
     for name, a, b in zip(Trajectories._fields, actual, expected, strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape, name
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
         assert torch.equal(a, b), name
 
 
@@ -83,8 +122,9 @@ def assert_tracks_agree(
     """
     points, moves = (getattr(actual, n).flatten(0, -3) for n in ("points", "displacements"))
     right, steps = (getattr(reference, n).flatten(0, -3) for n in ("points", "displacements"))
-    assert points.shape == right.shape and moves.shape == steps.shape
-    assert points.isfinite().all() and moves.isfinite().all()
+    assert (points.shape, moves.shape) == (right.shape, steps.shape)
+    assert points.isfinite().all()
+    assert moves.isfinite().all()
 
     def off(a: torch.Tensor, b: torch.Tensor, what: str) -> torch.Tensor:
         absolute, relative = TOLERANCE[what]

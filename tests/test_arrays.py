@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mme_targets import hog, median_filter, mbh, patch_norm, trajectories, trajectory_hog
+from mme_targets import hog, mbh, median_filter, patch_norm, trajectories, trajectory_hog
 from mme_targets.arrays import (
     as_tensor,
     check_choice,

@@ -1,4 +1,4 @@
-"""HOG, HOF, MBH: known images, OpenCV, scikit-image and plain torch; every floor; exact bins."""
+"""HOG, HOF, MBH: known images, OpenCV, scikit-image and plain torch; bins decided exactly."""
 
 from __future__ import annotations
 
@@ -11,31 +11,9 @@ import skimage.feature
 import torch
 import torch.nn.functional as F
 from conftest import assert_close
-from floors import ALL, FAST, PROPERTY, grid_flow, running, smooth_flow, threads
-from hypothesis import given
-from hypothesis import strategies as st
+from floors import ALL, FAST, image, pixels, run, tolerance
 
-from mme_targets import hof, hog, mbh, trajectories, trajectory_hog
-from mme_targets.ops.descriptors import HistogramOptions, hog_along
-
-
-def run(door, data, floor: str, **options):
-    with running(floor) as backend:
-        return door(data, backend=backend, **options)
-
-
-def along(frames, points, times, floor: str, **options) -> torch.Tensor:
-    with running(floor) as backend:
-        return trajectory_hog(frames, points, times, backend=backend, **options)
-
-
-def pixels(rng: np.random.Generator, *shape: int) -> torch.Tensor:
-    return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
-
-
-def image(values: np.ndarray) -> torch.Tensor:
-    """A grey image [H, W] as one clip of one frame of one channel, float32."""
-    return torch.from_numpy(np.asarray(values, np.float32))[None, None]
+from mme_targets import hof, hog, mbh
 
 
 def from_votes(phase, size, bins: int, cell: int, binning: str) -> torch.Tensor:
@@ -64,28 +42,28 @@ def torch_hog(frames: torch.Tensor, bins=9, cell=8, binning="hard", pad="reflect
     return votes.view(*frames.shape[:-2], *votes.shape[1:])
 
 
-# --- known images and independent libraries, on the reference and every other floor -------------
+# --- known images and independent libraries, on the reference and every other floor --------------
 
 
 @pytest.mark.parametrize("floor", ALL)
 def test_ramps(floor: str) -> None:
     """3 grey levels a px: Sobel is 8 · 3 inside. atan2(gx, gy): along x 90°, bin 4; along y 0°."""
     y, x = np.mgrid[:24, :32]
-    across = run(hog, image(3.0 * x), floor)[0, 0]
+    across = run(hog, image(3.0 * x), floor=floor)[0, 0]
     expected = torch.zeros(9, 3, 4)
     # By reflection the first and last columns see no change across.
     expected[4] = torch.tensor([56.0, 64, 64, 56]) * 24
     assert torch.equal(across, expected)
-    down = run(hog, image(3.0 * y), floor)[0, 0]
+    down = run(hog, image(3.0 * y), floor=floor)[0, 0]
     expected = torch.zeros(9, 3, 4)
     expected[0] = torch.tensor([56.0, 64, 56])[:, None] * 24
     assert torch.equal(down, expected)
     # The edge is repeated instead: half of the slope there.
-    copied = run(hog, image(3.0 * x), floor, padding="replicate")[0, 0, 4, 1]
+    copied = run(hog, image(3.0 * x), floor=floor, padding="replicate")[0, 0, 4, 1]
     assert copied.tolist() == [60 * 24, 64 * 24, 64 * 24, 60 * 24]
     # 45° (bin 2 of 20° each) and 135° (bin 6); a falling ramp is the same as a rising one.
     for frame, bin in ((x + y, 2), (-x - y, 2), (x - y, 6), (y - x, 6)):
-        middle = run(hog, image(frame), floor)[0, 0, :, 1, 1]
+        middle = run(hog, image(frame), floor=floor)[0, 0, :, 1, 1]
         assert middle.argmax() == bin
         assert middle.sum() == middle[bin] == pytest.approx(64 * 8 * math.sqrt(2), rel=1e-6)
 
@@ -95,13 +73,13 @@ def test_step_edge(floor: str) -> None:
     """A step of 100 between columns 11 and 12: |gx| = 4 · 100 in those two, nothing elsewhere."""
     frame = np.zeros((16, 24), np.uint8)
     frame[:, 12:] = 100
-    got = run(hog, torch.from_numpy(frame)[None, None], floor)[0, 0]
+    got = run(hog, torch.from_numpy(frame)[None, None], floor=floor)[0, 0]
     expected = torch.zeros(9, 2, 3)
     expected[4, :, 1] = 2 * 8 * 400
     assert torch.equal(got, expected)
-    mean = run(hog, torch.from_numpy(frame)[None, None], floor, pool="mean", l2=False)[0, 0]
+    mean = run(hog, torch.from_numpy(frame)[None, None], floor=floor, pool="mean", l2=False)[0, 0]
     assert torch.equal(mean, expected / 64)
-    unit = run(hog, torch.from_numpy(frame)[None, None], floor, l2=True)[0, 0]
+    unit = run(hog, torch.from_numpy(frame)[None, None], floor=floor, l2=True)[0, 0]
     assert torch.equal(unit, (expected > 0).float())  # and an empty cell stays zero
 
 
@@ -112,19 +90,19 @@ def test_hof_of_constant_flow(floor: str) -> None:
         flow = torch.tensor([3.0, -4.0]).view(1, 2, 1, 1).expand(1, 2, 16, 27) * sign
         expected = torch.zeros(1, 1, 9, 2, 3)
         expected[:, :, 7] = 64 * 5
-        assert torch.equal(run(hof, flow, floor), expected)
-        assert torch.equal(run(hof, flow, floor, pool="mean"), expected / 64)
-        assert torch.equal(run(hof, flow, floor, l2=True), (expected > 0).float())
+        assert torch.equal(run(hof, flow, floor=floor), expected)
+        assert torch.equal(run(hof, flow, floor=floor, pool="mean"), expected / 64)
+        assert torch.equal(run(hof, flow, floor=floor, l2=True), (expected > 0).float())
         phase = math.atan2(3, -4) / math.pi * 9
-        soft = run(hof, flow, floor, binning="linear")[0, 0, :, 1, 1]
+        soft = run(hof, flow, floor=floor, binning="linear")[0, 0, :, 1, 1]
         assert soft[7] == pytest.approx(320 * (8 - phase), rel=1e-5)
         assert soft[8] == pytest.approx(320 * (phase - 7), rel=1e-5)
-    assert not run(hof, torch.zeros(1, 2, 16, 16), floor).any()
+    assert not run(hof, torch.zeros(1, 2, 16, 16), floor=floor).any()
 
 
 @pytest.mark.parametrize("floor", ALL)
 def test_directions_next_to_the_axes(floor: str) -> None:
-    """x = ±0 is bin 0 whichever way y points; the least x against y's sign is 180°, bin 8."""
+    """At x = ±0 it is bin 0 whichever way y points; the least x against y's sign is 180°, bin 8."""
     tiny = 1e-20
     for x, y, bin in (
         (0.0, 2, 0), (-0.0, 2, 0), (0.0, -2, 0), (-0.0, -2, 0),
@@ -134,17 +112,17 @@ def test_directions_next_to_the_axes(floor: str) -> None:
         flow = torch.tensor([x, y], dtype=torch.float32).view(1, 2, 1, 1).expand(1, 2, 8, 8)
         expected = torch.zeros(9)
         expected[bin] = 128
-        assert torch.equal(run(hof, flow, floor)[0, 0, :, 0, 0], expected), (x, y)
+        assert torch.equal(run(hof, flow, floor=floor)[0, 0, :, 0, 0], expected), (x, y)
 
 
 @pytest.mark.parametrize("floor", ALL)
 def test_mbh_sees_boundaries_only(floor: str) -> None:
     flow = torch.tensor([3.0, -4.0]).view(1, 2, 1, 1).expand(1, 2, 16, 24).clone()
-    assert not run(mbh, flow, floor).any()
+    assert not run(mbh, flow, floor=floor).any()
     flow[:, 1, 8:] = 1  # a step of 5 in v between rows 7 and 8: gy = 20 there, bin 0
     expected = torch.zeros(1, 2, 9, 2, 3)
     expected[0, 1, 0] = 8 * 20
-    assert torch.equal(run(mbh, flow, floor), expected)
+    assert torch.equal(run(mbh, flow, floor=floor), expected)
 
 
 @pytest.mark.parametrize("floor", ALL)
@@ -154,7 +132,7 @@ def test_against_opencv(floor: str, padding: str, rng) -> None:
     border = {"reflect": cv2.BORDER_REFLECT_101, "replicate": cv2.BORDER_REPLICATE}[padding]
     gx, gy = (cv2.Sobel(frame.numpy(), cv2.CV_64F, *o, borderType=border) for o in ((1, 0), (0, 1)))
     bins = np.floor(np.arctan2(gx, gy) % np.pi / np.pi * 9).astype(int) % 9
-    got = run(hog, frame[None, None], floor, padding=padding)[0, 0]
+    got = run(hog, frame[None, None], floor=floor, padding=padding)[0, 0]
     for row in range(3):
         for column in range(5):
             cell = np.s_[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
@@ -168,7 +146,7 @@ def test_against_opencv(floor: str, padding: str, rng) -> None:
 @pytest.mark.parametrize("padding", ["reflect", "replicate"])
 def test_against_torch(floor: str, bins: int, binning: str, padding: str, rng) -> None:
     frames = pixels(rng, 2, 2, 3, 24, 33)
-    got = run(hog, frames, floor, bins=bins, binning=binning, padding=padding)
+    got = run(hog, frames, floor=floor, bins=bins, binning=binning, padding=padding)
     assert got.shape == (2, 2, 3, bins, 3, 4)
     assert_close(got, torch_hog(frames, bins, 8, binning, padding), tolerance({"binning": binning}))
 
@@ -191,14 +169,14 @@ def test_against_scikit_image(floor: str, rng) -> None:
         block_norm="L2",
         feature_vector=False,
     )[:, :, 0, 0]
-    ours = run(hog, torch.from_numpy(frame)[None, None], floor, l2=True)[0, 0]
+    ours = run(hog, torch.from_numpy(frame)[None, None], floor=floor, l2=True)[0, 0]
     expected = torch.from_numpy(theirs.transpose(2, 1, 0).copy())
     torch.testing.assert_close(
         ours[:, 1:-1, 1:-1].double(), expected[:, 1:-1, 1:-1], atol=1e-5, rtol=1e-5
     )
 
 
-# --- exact bins ------------------------------------------------------------------------------------
+# --- exact bins ----------------------------------------------------------------------------------
 
 
 def exact_bin(gx: np.ndarray, gy: np.ndarray, bins: int = 9) -> np.ndarray:
@@ -247,7 +225,7 @@ def test_every_gradient_through_the_kernels(floor: str) -> None:
     bins, size = exact_bin(gx, gy), np.hypot(gx, gy)
     flow = torch.from_numpy(np.stack([gx, gy]).astype(np.float32))[None]
     for cell in (8, 13):  # lanes, and pixel by pixel
-        got = run(hof, flow, floor, cell=cell)[0, 0]
+        got = run(hof, flow, floor=floor, cell=cell)[0, 0]
         assert_close(got, torch.from_numpy(cells_of(bins, size, cell).copy()), "hog")
 
 
@@ -280,261 +258,11 @@ def test_every_gradient_of_uint8_frames() -> None:
     assert np.array_equal(sy[1::3, 1::3].ravel()[: len(gy)], gy)
     expected = torch.from_numpy(cells_of(exact_bin(sx, sy), np.hypot(sx, sy), 8).copy())
     for floor in FAST:
-        got = run(hog, torch.from_numpy(frame)[None, None], floor)[0, 0]
+        got = run(hog, torch.from_numpy(frame)[None, None], floor=floor)[0, 0]
         assert_close(got, expected, "hog")
 
 
-# --- every floor against the reference ------------------------------------------------------------
-
-
-def tolerance(options: dict) -> str:
-    """The entry of the tolerance table for these options."""
-    linear = "_linear" if options.get("binning") == "linear" else ""
-    return f"hog{linear}{'_l2' if options.get('l2') else ''}"
-
-
-SIZES = [(1, 2, 3, 24, 40), (2, 1, 1, 9, 8), (1, 1, 4, 17, 31), (0, 2, 3, 16, 16), (3, 0, 3, 16, 16)]
-OPTIONS = [
-    {},
-    {"bins": 8},
-    {"bins": 2, "cell": 2},
-    {"bins": 36, "cell": 5, "pool": "mean"},
-    {"cell": 4, "padding": "replicate"},
-    {"pool": "mean", "padding": "replicate"},
-    {"l2": True},
-    {"bins": 12, "l2": True, "pool": "mean"},
-    {"binning": "linear"},
-    {"binning": "linear", "bins": 6, "cell": 3, "padding": "replicate"},
-    {"binning": "linear", "l2": True},
-]
-
-
-@pytest.mark.parametrize("floor", FAST)
-@pytest.mark.parametrize("options", OPTIONS)
-def test_hog_agrees(floor: str, options: dict, rng) -> None:
-    what = tolerance(options)
-    for size in SIZES:
-        frames = pixels(rng, *size)
-        got, expected = (run(hog, frames, f, **options) for f in (floor, "reference"))
-        assert_close(got, expected, what)
-        whole = run(hog, frames.float(), floor, **options)
-        assert_close(whole, expected, what)
-        real = torch.from_numpy(rng.uniform(0, 255, size).astype(np.float32))
-        assert_close(run(hog, real, floor, **options), run(hog, real, "reference", **options), what)
-
-
-@pytest.mark.parametrize("floor", FAST)
-@pytest.mark.parametrize("options", OPTIONS)
-def test_hof_and_mbh_agree(floor: str, options: dict, rng) -> None:
-    what = tolerance(options)
-    for size in ((1, 3, 2, 24, 40), (2, 1, 2, 9, 8), (1, 1, 2, 17, 31), (0, 2, 2, 16, 16)):
-        for flow in (grid_flow(rng, *size), smooth_flow(rng, *size)):
-            no_pad = {k: v for k, v in options.items() if k != "padding"}
-            for door, kept in ((hof, no_pad), (mbh, options)):
-                got, expected = (run(door, flow, f, **kept) for f in (floor, "reference"))
-                assert_close(got, expected, what)
-
-
-@pytest.mark.parametrize("options", [*OPTIONS, {"cell": 16}])
-def test_instruction_sets_agree_bit_for_bit(options: dict, rng) -> None:
-    frames, flow = pixels(rng, 2, 2, 3, 40, 57), smooth_flow(rng, 2, 2, 2, 40, 57)
-    vectors = {k: v for k, v in options.items() if k != "padding"}
-    for door, data, kept in (
-        (hog, frames, options),
-        (hog, frames.float(), options),
-        (hof, flow, vectors),
-        (mbh, flow, options),
-    ):
-        first, *others = (run(door, data, floor, **kept) for floor in FAST)
-        assert all(torch.equal(other, first) for other in others)
-    whole = {floor: run(hog, frames.float(), floor, **options) for floor in FAST}
-    assert all(torch.equal(whole[f], run(hog, frames, f, **options)) for f in FAST)
-
-
-@pytest.mark.parametrize("floor", ALL)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_pixels_that_are_not_finite_add_nothing(floor: str, value: float, rng) -> None:
-    """The eight gradients that read the pixel vanish; its own does not read it; nothing else."""
-    y, x = np.mgrid[:24, :32]
-    clean = image(5.0 * x + 0.0 * y)  # 40 in bin 4 inside
-    bad = clean.clone()
-    bad[..., 15, 16] = value  # reads: 14..16 x 15..17, cells (1, 1), (1, 2), (2, 1), (2, 2)
-    got = (run(hog, clean, floor) - run(hog, bad, floor))[0, 0, 4] / 40
-    assert torch.equal(got, torch.tensor([[0.0, 0, 0, 0], [0, 2, 3, 0], [0, 1, 2, 0]]))
-    assert run(hog, bad, floor).isfinite().all()
-    flow = torch.full((1, 2, 16, 24), 3.0)
-    flow[0, 1, 9, 10] = value
-    gone = (run(hof, torch.full_like(flow, 3.0), floor) - run(hof, flow, floor)).sum(2)[0, 0]
-    expected = torch.zeros(2, 3)
-    expected[1, 1] = math.sqrt(18)
-    torch.testing.assert_close(gone, expected, atol=1e-4, rtol=0)
-
-
-# --- along tracks -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("floor", ALL)
-def test_cell_holds_the_rounded_point(floor: str, rng) -> None:
-    """Every point by hand: rounded (halves up), brought inside, divided by the cell."""
-    frames = pixels(rng, 2, 3, 3, 21, 30)  # 2 x 3 cells of 8; 5 and 6 px are left over
-    maps = run(hog, frames, floor)
-    points = torch.from_numpy(rng.uniform(-9, 40, (2, 2, 3, 4, 4, 2)).astype(np.float32))
-    points[0, 0, 0, 0, 0] = torch.tensor([7.5, 7.4375])
-    points[0, 0, 0, 1, 0] = torch.tensor([29.0, 20])
-    times = torch.tensor([[0, 2, 1], [2, 2, 0]])
-    got = along(frames, points, times, floor)
-    assert got.shape == (2, 2, 3, 4, 3, 3, 9)
-    for b, s, i, j, step in np.ndindex(2, 2, 3, 4, 3):
-        x, y = points[b, s, i, j, step].double().add(0.5).floor().tolist()
-        column = min(int(min(max(x, 0), 29)) // 8, 2)
-        row = min(int(min(max(y, 0), 20)) // 8, 1)
-        expected = maps[b, times[s, step], :, :, row, column]
-        assert torch.equal(got[b, s, i, j, step], expected)
-
-
-@pytest.mark.parametrize("floor", ALL)
-def test_window_is_the_cell_of_a_shifted_frame(floor: str, rng) -> None:
-    """Around (x, y) lie the columns x - 4 ... x + 3: a cell, once the frame is cropped to fit."""
-    frames = pixels(rng, 1, 3, 40, 48)
-    centres = torch.tensor([[[4.0, 4], [12, 20]], [[44, 36], [28, 12]]])[None, :, :, None]
-    times = torch.tensor([[0]])
-    maps = run(hog, frames, floor)
-    got = along(frames, centres, times, floor, sampling="window")[0, :, :, 0]
-    for i, j in np.ndindex(2, 2):
-        x, y = (int(v) // 8 for v in centres[0, i, j, 0])
-        assert torch.equal(got[i, j], maps[0, :, :, y, x])
-    for x, y in ((13, 17), (20, 27), (35, 12)):
-        place = torch.tensor([x - 0.5, y + 0.4375]).view(1, 1, 1, 1, 2)
-        crop = frames[..., y - 12 : y + 12, x - 12 : x + 12].contiguous()
-        expected = run(hog, crop, floor)[0, :, :, 1, 1]
-        assert torch.equal(along(frames, place, times, floor, sampling="window")[0, 0, 0, 0], expected)
-    # A window that would reach outside is shifted until it does not.
-    outside = torch.tensor([[-30.0, 2], [1e6, 20], [47, -1e9], [3.4, 99]]).view(1, 1, 4, 1, 2)
-    shifted = torch.tensor([[4.0, 4], [44, 20], [44, 4], [4, 36]]).view(1, 1, 4, 1, 2)
-    pair = [along(frames, p, times, floor, sampling="window") for p in (outside, shifted)]
-    assert torch.equal(*pair)
-
-
-@pytest.mark.parametrize("floor", FAST)
-@pytest.mark.parametrize("sampling", ["cell", "window"])
-@pytest.mark.parametrize("options", OPTIONS)
-def test_trajectory_hog_agrees(floor: str, sampling: str, options: dict, rng) -> None:
-    frames = pixels(rng, 2, 5, 3, 19, 26)
-    flow = grid_flow(rng, 2, 4, 2, 19, 26, reach=6)
-    tracks = trajectories(flow, length=4, grid=5)
-    times = torch.tensor([[0, 1, 2, 3]])
-    what = tolerance(options)
-    for data in (frames, frames.float(), frames[:0]):
-        points = tracks.points[: len(data)]
-        got, expected = (
-            along(data, points, times, f, sampling=sampling, **options) for f in (floor, "reference")
-        )
-        assert_close(got, expected, what)
-    alone = along(frames[1], tracks.points[1], times, floor, sampling=sampling, **options)
-    both = along(frames, tracks.points, times, floor, sampling=sampling, **options)
-    assert torch.equal(alone, both[1])
-
-
-@pytest.mark.parametrize("floor", FAST)
-@pytest.mark.parametrize("sampling", ["cell", "window"])
-def test_tracks_of_each_clip_alone(floor: str, sampling: str, rng) -> None:
-    """Below the door: rows of `times` chosen for each clip's tracks, in any order."""
-    frames = pixels(rng, 3, 4, 2, 20, 20)
-    points = torch.from_numpy(rng.uniform(0, 20, (3, 7, 3, 2)).astype(np.float32))
-    times = torch.tensor([[0, 1], [3, 2], [2, 2]], dtype=torch.int32)
-    for clips in (1, 3):
-        starts = torch.from_numpy(rng.integers(0, 3, (clips, 7), dtype=np.int32))
-        results = []
-        for name in ("reference", floor):
-            with running(name) as backend:
-                args = (frames, points, starts, times, sampling, HistogramOptions(), backend)
-                results.append(hog_along(*args))
-        assert_close(results[1], results[0], "hog")
-
-
-# --- what must not change the result --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("floor", FAST)
-def test_layout_batch_and_threads_do_not_matter(floor: str, rng) -> None:
-    frames = pixels(rng, 3, 2, 3, 24, 30)
-    points = torch.from_numpy(rng.uniform(0, 24, (3, 1, 4, 4, 2, 2)).astype(np.float32))
-    times = torch.tensor([[0, 1]])
-
-    def everything(x: torch.Tensor, p: torch.Tensor) -> list[torch.Tensor]:
-        found = [run(hog, x, floor)]
-        return found + [along(x, p, times, floor, sampling=s) for s in ("cell", "window")]
-
-    with threads(1):
-        expected = everything(frames, points)
-        single = [everything(x[None], p[None]) for x, p in zip(frames, points, strict=True)]
-    channels_last = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    spaced = torch.zeros(3, 2, 3, 24, 60, dtype=torch.uint8)[..., ::2].copy_(frames)
-    results = [[torch.cat(r) for r in zip(*single, strict=True)]]
-    results += [everything(x, points) for x in (channels_last, spaced, frames)]
-    for count in (2, 5):
-        with threads(count):
-            results += [everything(frames, points) for _ in range(3)]
-    for result in results:
-        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
-
-
-@PROPERTY
-@given(st.data())
-def test_shapes_permutation_and_translation(data: st.DataObject) -> None:
-    draw = data.draw
-    floor, cell = draw(st.sampled_from(FAST)), draw(st.integers(2, 11))
-    bins, channels = draw(st.integers(2, 36)), draw(st.integers(1, 4))
-    height, width = draw(st.integers(cell, 40)), draw(st.integers(cell, 40))
-    rng = np.random.default_rng(draw(st.integers(0, 99)))
-    frames = pixels(rng, 3, 1, channels, height, width)
-    options = {"bins": bins, "cell": cell}
-    got = run(hog, frames, floor, **options)
-    assert got.shape == (3, 1, channels, bins, height // cell, width // cell)
-    assert_close(got, run(hog, frames, "reference", **options), "hog")
-    order = torch.from_numpy(rng.permutation(3))
-    assert torch.equal(run(hog, frames[order], floor, **options), got[order])
-    # Away from the borders, moving the frame by a cell moves the cells.
-    if min(height, width) > 3 * cell:
-        moved = run(hog, frames[..., cell:, cell:].contiguous(), floor, **options)
-        assert torch.equal(moved[..., 1:-1, 1:-1], got[..., 2:-1, 2:-1])
-
-
-# --- the custom operators -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cells_last", [False, True])
-@pytest.mark.parametrize("vectors", [False, True])
-def test_opcheck_histograms(cells_last: bool, vectors: bool, rng) -> None:
-    data = grid_flow(rng, 2, 2, 16, 19) if vectors else pixels(rng, 2, 3, 16, 19)
-    operation = "hof" if vectors else "hog"
-    args = (data, vectors, *HistogramOptions(), cells_last, operation, "cpu")
-    torch.library.opcheck(torch.ops.mme_targets.histograms.default, args)
-
-
-def test_opcheck_windows(rng) -> None:
-    points, starts = torch.rand(2, 5, 3, 2) * 16, torch.zeros(1, 5, dtype=torch.int32)
-    times = torch.tensor([[0, 2]], dtype=torch.int32)
-    args = (pixels(rng, 2, 3, 3, 16, 19), points, starts, times, *HistogramOptions(), "cpu")
-    torch.library.opcheck(torch.ops.mme_targets.windows.default, args)
-
-
-def test_compiles_into_one_graph(rng) -> None:
-    frames = pixels(rng, 2, 3, 3, 16, 24)
-    flow = smooth_flow(rng, 2, 2, 2, 16, 24)
-    times = torch.tensor([[0, 1]])
-
-    def forward(x: torch.Tensor, omega: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        points = trajectories(omega, length=2).points
-        found = [trajectory_hog(x, points, times, sampling=s) for s in ("cell", "window")]
-        return hog(x) * 2, hof(omega), mbh(omega), *found
-
-    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
-    for mine, theirs in zip(compiled(frames, flow), forward(frames, flow), strict=True):
-        assert torch.equal(mine, theirs)
-
-
-# --- bad input ----------------------------------------------------------------------------------
+# --- bad input -----------------------------------------------------------------------------------
 
 FRAMES = torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8)
 FLOW = torch.zeros(1, 2, 2, 16, 16)
@@ -551,7 +279,13 @@ FLOW = torch.zeros(1, 2, 2, 16, 16)
         (hog, FRAMES, {"cell": 17}, ValueError, "frames is 16x16 px, which holds no cell of 17"),
         (hog, FRAMES, {"binning": "soft"}, ValueError, "binning is 'soft'; must be one of 'hard'"),
         (hog, FRAMES, {"pool": "max"}, ValueError, "pool is 'max'; must be one of 'sum', 'mean'"),
-        (hog, FRAMES, {"padding": "zero"}, ValueError, "padding is 'zero'; must be one of 'reflect'"),
+        (
+            hog,
+            FRAMES,
+            {"padding": "zero"},
+            ValueError,
+            "padding is 'zero'; must be one of 'reflect'",
+        ),
         (hog, FRAMES, {"backend": "gpu"}, ValueError, "backend is 'gpu'; must be one of 'auto'"),
         (hof, FRAMES, {}, TypeError, "flow has dtype uint8; must be float32"),
         (hof, FRAMES.float(), {}, ValueError, r"flow has shape .*; must have 2 components"),
@@ -562,28 +296,3 @@ FLOW = torch.zeros(1, 2, 2, 16, 16)
 def test_bad_input_is_named(door, data, options, error, message: str) -> None:
     with pytest.raises(error, match=message):
         door(data, **options)
-
-
-POINTS = torch.zeros(1, 1, 2, 2, 3, 2)
-
-
-@pytest.mark.parametrize(
-    ("points", "times", "options", "error", "message"),
-    [
-        (POINTS[0], [[0, 1]], {}, ValueError, r"points has shape \[1, 2, 2, 3, 2\]; must be \[B, S"),
-        (POINTS[..., :1], [[0, 1]], {}, ValueError, r"points has shape \[1, 1, 2, 2, 3, 1\]"),
-        (POINTS.double(), [[0, 1]], {}, TypeError, "points has dtype float64; must be float32"),
-        (POINTS, [[0, 2]], {}, ValueError, "times spans 0 to 2; must lie within the frames, 0 to 1"),
-        (POINTS, [[-1, 0]], {}, ValueError, "times spans -1 to 0"),
-        (POINTS, [0, 1], {}, ValueError, r"times has shape \[2\]; must be \[S, L\] with S = 1"),
-        (POINTS, [[0], [1]], {}, ValueError, r"times has shape \[2, 1\]; must be \[S, L\] with S = 1"),
-        (POINTS, [[0, 1, 0, 1]], {}, ValueError, r"times has shape \[1, 4\].* L up to 3"),
-        (POINTS, [[0.0, 1]], {}, TypeError, "times has dtype float64; must be int32 or int64"),
-        (POINTS, [[0, 1]], {"sampling": "near"}, ValueError, "sampling is 'near'; .*'cell', 'window'"),
-        (POINTS.to("meta"), [[0, 1]], {}, ValueError, "points is on meta, frames on cpu"),
-        (POINTS, [[0, 1]], {"cell": 20}, ValueError, "frames is 16x16 px, which holds no cell of 20"),
-    ],
-)  # fmt: skip
-def test_bad_input_along_tracks_is_named(points, times, options, error, message: str) -> None:
-    with pytest.raises(error, match=message):
-        trajectory_hog(FRAMES, points, times, **options)

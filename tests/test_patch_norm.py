@@ -33,7 +33,7 @@ def too_few(shape: tuple[int, ...], mode: str) -> bool:
     return mode == "coordinate" and shape[-2] == 1
 
 
-# --- closed forms, on the reference and on every other floor -----------------------------------
+# --- closed forms, on the reference and on every other floor -------------------------------------
 
 
 @pytest.mark.parametrize("floor", ALL)
@@ -111,7 +111,7 @@ def test_coordinates_do_not_mix(floor: str, rng) -> None:
         assert all(torch.equal(a, w[..., f : f + 1]) for a, w in zip(alone, whole, strict=True))
 
 
-# --- every floor against the reference ------------------------------------------------------------
+# --- every floor against the reference -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("floor", FAST)
@@ -142,7 +142,7 @@ def test_instruction_sets_agree_bit_for_bit(mode: str, shape: tuple[int, ...], r
         assert all(torch.equal(a, b) for a, b in zip(other, first, strict=True))
 
 
-# --- what must not change the result --------------------------------------------------------------
+# --- what must not change the result -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("floor", FAST)
@@ -197,7 +197,7 @@ def test_shapes_permutation_and_scale(data: st.DataObject) -> None:
     assert torch.equal(doubled[2], 2 * got[2])
 
 
-# --- the custom operator --------------------------------------------------------------------------
+# --- the custom operator -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -218,7 +218,7 @@ def test_compiles_into_one_graph(rng) -> None:
         assert torch.equal(mine, theirs)
 
 
-# --- bad input --------------------------------------------------------------------------------------
+# --- bad input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_compiles_into_one_graph(rng) -> None:
     [
         (torch.zeros(4), {}, ValueError, r"values has shape \[4\]; must be \[\.\.\., K, F\]"),
         (torch.zeros(2, 4, 6).double(), {}, TypeError, "values has dtype float64; must be float32"),
-        (torch.zeros(2, 4, 6), {"mode": "token"}, ValueError, "mode is 'token'; must be one of 'patch'"),
+        (torch.zeros(2, 4, 6), {"mode": "token"}, ValueError, "mode is 'token'; must be one of"),
         (torch.zeros(2, 4, 6), {"eps": -1.0}, ValueError, "eps is -1.0; must be at least 0"),
         (torch.zeros(2, 4, 6), {"eps": float("nan")}, ValueError, "eps is nan; must be at least 0"),
-        (torch.zeros(2, 1, 6), {"mode": "coordinate"}, ValueError, "'coordinate'.* 2 tracks .*K = 1"),
+        (torch.zeros(2, 1, 6), {"mode": "coordinate"}, ValueError, "'coordinate'.* 2 tracks.*K = 1"),
         (torch.zeros(2, 1, 1), {}, ValueError, "values has 1x1 values a patch; .* needs 2 or more"),
         (torch.zeros(2, 4, 0), {}, ValueError, "values has 4x0 values a patch; .* needs 2 or more"),
         (torch.zeros(2, 4, 6), {"backend": "gpu"}, ValueError, "backend is 'gpu'; must be one of"),

@@ -101,7 +101,9 @@ def test_every_index_by_its_definition(data: st.DataObject) -> None:
 
     assert list(plan.frames) == [min(raw, last) for raw in endless]
     assert list(endless) == sorted(set(endless))
-    assert [endless[i] for i in plan.rgb] == [start + i * config.stride for i in range(config.frames)]
+    assert [endless[i] for i in plan.rgb] == [
+        start + i * config.stride for i in range(config.frames)
+    ]
     used = set(plan.rgb)
     assert len(plan.steps) == len(plan.hog) == len(plan.padded) == plan.starts == len(starts)
     for s in starts:

@@ -32,8 +32,8 @@ struct Gradient {
 };
 
 // Unnormalised Sobel splits into sums of single rows, so that a walk down an image takes each row
-// once. V is int for uint8 frames (exact) and float otherwise. Additions are ordered, so that floors
-// agree bit for bit (doubling is exact).
+// once. V is int for uint8 frames (exact) and float otherwise. Additions are ordered, so that
+// floors agree bit for bit (doubling is exact).
 template <class V>
 struct RowSums {
   V across, along;
@@ -91,8 +91,7 @@ MME_FN SoftBin soft_bin(Gradient g, int bins) {
   const float part = steep != back ? -size : size;
   const float phase = add(base, part), low = floorf(phase);
   const int first = static_cast<int>(low);
-  return {first % bins, (first + 1) % bins,
-          add(add(phase, -low), add(part, -add(phase, -base)))};
+  return {first % bins, (first + 1) % bins, add(add(phase, -low), add(part, -add(phase, -base)))};
 }
 
 }  // namespace mme

@@ -49,8 +49,8 @@ MME_FN Sorted3<T> sort3(T a, T b, T c) {
   return {a, b, c};
 }
 
-// The same median of nine from three sorted rows: 12 minima and maxima beside the 6 of each sort, so
-// that a walk down an image, which sorts each row once, needs 18 a pixel instead of 30.
+// The same median of nine from three sorted rows: 12 minima and maxima beside the 6 of each sort,
+// so that a walk down an image, which sorts each row once, needs 18 a pixel instead of 30.
 template <class T>
 MME_FN T median_of_sorted(Sorted3<T> p, Sorted3<T> q, Sorted3<T> r) {
   const T low = vmax(vmax(p.low, q.low), r.low);

@@ -1,7 +1,7 @@
 // The hot case of descriptors.h: uint8 frames and nine hard bins, in half the instructions and with
 // the same results. Everything is scaled by 1/256, a power of two, so that every value rounds as it
 // would unscaled; products and sums of gradients are exact, fused or not. Valid for |g| <= 1020,
-// where tests/test_cuda.py compares every gradient there is.
+// where tests/test_cuda_emulated.py compares every gradient there is.
 #pragma once
 
 #include "descriptors.h"
@@ -44,7 +44,7 @@ MME_FN float step_of(float scale, float value, float offset) {
 
 // Bin of a gradient divided by 256, as a float. With a = |x| and b = |y|, n counts the edges
 // k*pi/9, k = 1 ... 4, with a*cot(k*pi/9) > b; a gradient whose components differ in sign lies in
-// the mirror image 8 - n. No integer gradient up to 1020 lies nearer than 1e-4 to an edge, so 2^40
+// the mirror image 8 - n. No integer gradient up to 1020 lies nearer than 2e-4 to an edge, so 2^40
 // times the difference is 0 (for no gradient at all), below 0 or above 1.
 MME_FN float nine_bin(Gradient g) {
   constexpr float k2To40 = 1099511627776.f;

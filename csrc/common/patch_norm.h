@@ -1,7 +1,7 @@
-// Normalisation of one group of values (section 3.3, Table 7b): (z - mean) / sqrt(var + eps) with the
-// unbiased variance. Two passes, since the sum of squares would cancel; and all values are first
-// taken relative to a pivot, the group's first value, so that a group that hardly varies loses no
-// digits to its mean and a constant one gives exact zeros.
+// Normalisation of one group of values (section 3.3, Table 7b): (z - mean) / sqrt(var + eps) with
+// the unbiased variance. Two passes, since the sum of squares would cancel; and all values are
+// first taken relative to a pivot, the group's first value, so that a group that hardly varies
+// loses no digits to its mean and a constant one gives exact zeros.
 #pragma once
 
 #include "platform.h"

@@ -32,10 +32,10 @@ MME_FN Sample filtered(const Plane& plane, int x, int y, int width, int height, 
   const float d = plane(x0, y), e = plane(x, y), f = plane(x2, y);
   const float g = plane(x0, y2), h = plane(x, y2), i = plane(x2, y2);
   // Without branches, so that a GPU has the loads of both components in flight at once.
-  const uint32_t worst = larger(larger(larger(exponent(a), exponent(b)),
-                                       larger(exponent(c), exponent(d))),
-                                larger(larger(exponent(e), exponent(f)),
-                                       larger(exponent(g), larger(exponent(h), exponent(i)))));
+  const uint32_t worst =
+      larger(larger(larger(exponent(a), exponent(b)), larger(exponent(c), exponent(d))),
+             larger(larger(exponent(e), exponent(f)),
+                    larger(exponent(g), larger(exponent(h), exponent(i)))));
   const bool ok = worst != kExponent;
   return {clamp(median9(a, b, c, d, e, f, g, h, i), -bound, bound), ok};
 }
@@ -73,10 +73,8 @@ MME_FN bool track(float x, float y, int length, int width, int height, float bou
                   const Flow& flow, const Write& write) {
   bool alive = true, visible = inside(x, y, width, height);
   for (int step = 0; step < length; ++step) {
-    const Sample dx =
-        sampled<kMedian, kBilinear>(flow(step, 0), x, y, width, height, bound);
-    const Sample dy =
-        sampled<kMedian, kBilinear>(flow(step, 1), x, y, width, height, bound);
+    const Sample dx = sampled<kMedian, kBilinear>(flow(step, 0), x, y, width, height, bound);
+    const Sample dy = sampled<kMedian, kBilinear>(flow(step, 1), x, y, width, height, bound);
     alive = alive && dx.finite && dy.finite;
     const float u = alive ? dx.value : 0.f, v = alive ? dy.value : 0.f;
     x = add(x, u), y = add(y, v);

@@ -112,15 +112,14 @@ MME_LANE void gradients(const Vectors& v, int x, int y, F& gx, F& gy) {
 MME_LANE void gradients(const Rows<float>& r, int x, int y, F& gx, F& gy) {
   const float *a = r.across + y * r.stride + x, *b = r.along + y * r.stride + x;
   const F middle = load(a + r.stride);
-  gx = _mm256_add_ps(_mm256_add_ps(load(a), _mm256_add_ps(middle, middle)),
-                     load(a + 2 * r.stride));
+  gx = _mm256_add_ps(_mm256_add_ps(load(a), _mm256_add_ps(middle, middle)), load(a + 2 * r.stride));
   gy = _mm256_sub_ps(load(b + 2 * r.stride), load(b));
 }
 MME_LANE void gradients(const Rows<int16_t>& r, int x, int y, F& gx, F& gy) {
   const int16_t *a = r.across + y * r.stride + x, *b = r.along + y * r.stride + x;
   const __m128i middle = load(a + r.stride);
-  gx = widen(_mm_add_epi16(_mm_add_epi16(load(a), _mm_add_epi16(middle, middle)),
-                           load(a + 2 * r.stride)));
+  gx = widen(
+      _mm_add_epi16(_mm_add_epi16(load(a), _mm_add_epi16(middle, middle)), load(a + 2 * r.stride)));
   gy = widen(_mm_sub_epi16(load(b + 2 * r.stride), load(b)));
 }
 
@@ -243,8 +242,8 @@ void histograms_of(const T* images, long count, long channels, int height, int w
   });
 }
 
-void histograms_of_vectors(const float* flow, long count, int height, int width,
-                           HistogramOptions o, float* out, CellStrides s, int threads) {
+void histograms_of_vectors(const float* flow, long count, int height, int width, HistogramOptions o,
+                           float* out, CellStrides s, int threads) {
   const BinTable table = bin_table(o.bins);
   const long rows = height / o.cell, columns = width / o.cell, plane = 1L * height * width;
   parallel_for(count * rows, 4, threads, [&](long first, long last) {

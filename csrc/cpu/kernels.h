@@ -30,9 +30,9 @@ struct CellStrides {
 
 struct Kernels {
   const char* name;
-  void (*tracks)(const float* flow, const float* seeds, const int32_t* starts,
-                 const int32_t* steps, TrackSizes sizes, TrackOptions options, float* points,
-                 float* displacements, bool* visible, int threads);
+  void (*tracks)(const float* flow, const float* seeds, const int32_t* starts, const int32_t* steps,
+                 TrackSizes sizes, TrackOptions options, float* points, float* displacements,
+                 bool* visible, int threads);
   void (*median_filter)(const float* planes, long count, long height, long width, float* out,
                         int threads);
   void (*histograms)(const void* images, bool is_u8, long count, long channels, long height,

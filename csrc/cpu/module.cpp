@@ -22,13 +22,12 @@ struct Variant {
 
 // What was built and this processor can run, best last.
 std::vector<Variant> variants() {
-  std::vector<Variant> list{{"baseline", &baseline::kTrajectories, &baseline::kDescriptors,
-                             &baseline::kPatchNorm}};
+  std::vector<Variant> list{
+      {"baseline", &baseline::kTrajectories, &baseline::kDescriptors, &baseline::kPatchNorm}};
 #if defined(MME_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
-    list.push_back(
-        {"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm});
+    list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.push_back(
@@ -65,11 +64,11 @@ void tracks(uintptr_t flow, long batch, long pairs, long height, long width, uin
             long seed_batches, long count, uintptr_t starts, uintptr_t steps, long rows,
             long length, float bound, bool median, bool bilinear, uintptr_t points,
             uintptr_t displacements, uintptr_t visible, int threads) {
-  active().trajectories->tracks(
-      pointer<const float>(flow), pointer<const float>(seeds), pointer<const int32_t>(starts),
-      pointer<const int32_t>(steps),
-      {batch, pairs, height, width, seed_batches, count, rows, length}, {bound, median, bilinear},
-      pointer<float>(points), pointer<float>(displacements), pointer<bool>(visible), threads);
+  active().trajectories->tracks(pointer<const float>(flow), pointer<const float>(seeds),
+                                pointer<const int32_t>(starts), pointer<const int32_t>(steps),
+                                {batch, pairs, height, width, seed_batches, count, rows, length},
+                                {bound, median, bilinear}, pointer<float>(points),
+                                pointer<float>(displacements), pointer<bool>(visible), threads);
 }
 
 void median_filter(uintptr_t planes, long count, long height, long width, uintptr_t out,
@@ -82,28 +81,27 @@ void histograms(uintptr_t images, bool is_u8, long count, long channels, long he
                 bool vectors, int bins, int cell, bool linear, bool mean, bool replicate, bool l2,
                 uintptr_t out, long s_image, long s_channel, long s_bin, long s_row, long s_column,
                 int threads) {
-  active().descriptors->histograms(
-      pointer<const void>(images), is_u8, count, channels, height, width, vectors,
-      {bins, cell, linear, mean, replicate, l2}, pointer<float>(out),
-      {s_image, s_channel, s_bin, s_row, s_column}, threads);
+  active().descriptors->histograms(pointer<const void>(images), is_u8, count, channels, height,
+                                   width, vectors, {bins, cell, linear, mean, replicate, l2},
+                                   pointer<float>(out),
+                                   {s_image, s_channel, s_bin, s_row, s_column}, threads);
 }
 
 void windows(uintptr_t images, bool is_u8, long batch, long frames, long channels, long height,
              long width, uintptr_t points, long point_stride, long seed_batches, long count,
              uintptr_t starts, uintptr_t times, long, long length, int bins, int cell, bool linear,
              bool mean, bool replicate, bool l2, uintptr_t out, int threads) {
-  active().descriptors->windows(pointer<const void>(images), is_u8, batch, frames, channels,
-                                height, width, pointer<const float>(points), point_stride,
-                                seed_batches, count, pointer<const int32_t>(starts),
-                                pointer<const int32_t>(times), length,
-                                {bins, cell, linear, mean, replicate, l2}, pointer<float>(out),
-                                threads);
+  active().descriptors->windows(
+      pointer<const void>(images), is_u8, batch, frames, channels, height, width,
+      pointer<const float>(points), point_stride, seed_batches, count,
+      pointer<const int32_t>(starts), pointer<const int32_t>(times), length,
+      {bins, cell, linear, mean, replicate, l2}, pointer<float>(out), threads);
 }
 
 void patch_norm(uintptr_t values, long count, long tracks, long features, bool coordinate,
                 float eps, uintptr_t out, uintptr_t mean, uintptr_t std, int threads) {
-  active().patch_norm->patch_norm(pointer<const float>(values), count, tracks, features,
-                                  coordinate, eps, pointer<float>(out), pointer<float>(mean),
+  active().patch_norm->patch_norm(pointer<const float>(values), count, tracks, features, coordinate,
+                                  eps, pointer<float>(out), pointer<float>(mean),
                                   pointer<float>(std), threads);
 }
 
@@ -118,8 +116,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("windows", &windows, release);
   m.def("patch_norm", &patch_norm, release);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");
-  m.def("use_isa", [](const std::string& name) { active() = choose(name); },
-        "Switch the instruction set, as MME_CPU_ISA does at start; '' for the best.");
+  m.def(
+      "use_isa", [](const std::string& name) { active() = choose(name); },
+      "Switch the instruction set, as MME_CPU_ISA does at start; '' for the best.");
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Variant& variant : variants()) names.push_back(variant.name);

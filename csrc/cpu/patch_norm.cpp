@@ -27,8 +27,8 @@ inline __attribute__((always_inline)) float sum(long count, const Term& term) {
 
 void whole_patch(const float* z, long count, float eps, float* out, float* mean, float* std) {
   const float pivot = z[0];
-  const float shift = sum(count, [=](long i) { return relative(z[i], pivot); }) /
-                      static_cast<float>(count);
+  const float shift =
+      sum(count, [=](long i) { return relative(z[i], pivot); }) / static_cast<float>(count);
   const float squares =
       sum(count, [=](long i) { return squared_deviation(relative(z[i], pivot), shift); });
   const float spread = deviation(squares, static_cast<int>(count), eps);
@@ -37,8 +37,8 @@ void whole_patch(const float* z, long count, float eps, float* out, float* mean,
 }
 
 // Each feature over the tracks; features are the lanes.
-void each_coordinate(const float* z, long tracks, long features, float eps, float* out,
-                     float* mean, float* std) {
+void each_coordinate(const float* z, long tracks, long features, float eps, float* out, float* mean,
+                     float* std) {
   for (long f = 0; f < features; ++f) mean[f] = 0.f, std[f] = 0.f;
   for (long k = 1; k < tracks; ++k) {
     for (long f = 0; f < features; ++f) mean[f] += relative(z[k * features + f], z[f]);

@@ -16,9 +16,7 @@ template <class F>
 void parallel_for(long count, long grain, int threads, const F& body) {
   parallel(
       count, grain, threads,
-      [](void* context, long begin, long end) {
-        (*static_cast<const F*>(context))(begin, end);
-      },
+      [](void* context, long begin, long end) { (*static_cast<const F*>(context))(begin, end); },
       const_cast<F*>(&body));
 }
 

@@ -51,8 +51,8 @@ void track_one(const Clip& clip, long r) {
   // The part with known pairs is tracked; from the first unknown one on the track stands still.
   int end = 0;
   while (end < length && clip.plane(pairs[end], 0)) ++end;
-  bool seen = track<kMedian, kBilinear>(point[0], point[1], end, width, height, clip.bound, flow,
-                                        write);
+  bool seen =
+      track<kMedian, kBilinear>(point[0], point[1], end, width, height, clip.bound, flow, write);
   for (int step = end; step < length; ++step) {
     write(step, 0.f, 0.f, point[2 * step], point[2 * step + 1]), seen = false;
   }
@@ -99,10 +99,11 @@ MME_LANE Samples filtered8(const float* plane, I x, I y, int width, int height, 
   const F g = at(y2, x0), h = at(y2, x), i = at(y2, x2);
   // A sum of what times zero gives: NaN as soon as one is not finite.
   const F sum = _mm256_add_ps(
-      _mm256_add_ps(_mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(a, set(0.f)), _mm256_mul_ps(b, set(0.f))),
-                                  _mm256_add_ps(_mm256_mul_ps(c, set(0.f)), _mm256_mul_ps(d, set(0.f)))),
-                    _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(e, set(0.f)), _mm256_mul_ps(f, set(0.f))),
-                                  _mm256_add_ps(_mm256_mul_ps(g, set(0.f)), _mm256_mul_ps(h, set(0.f))))),
+      _mm256_add_ps(
+          _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(a, set(0.f)), _mm256_mul_ps(b, set(0.f))),
+                        _mm256_add_ps(_mm256_mul_ps(c, set(0.f)), _mm256_mul_ps(d, set(0.f)))),
+          _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(e, set(0.f)), _mm256_mul_ps(f, set(0.f))),
+                        _mm256_add_ps(_mm256_mul_ps(g, set(0.f)), _mm256_mul_ps(h, set(0.f))))),
       _mm256_mul_ps(i, set(0.f)));
   return {clip_to(median9(a, b, c, d, e, f, g, h, i), bound), finite(sum)};
 }
@@ -156,10 +157,10 @@ void track_eight(const Clip& clip, long r) {
   put(point, (length + 1) * 2, x, y);
   Mask alive = all_lanes(), seen = inside8();
   for (long step = 0; step < length; ++step) {
-    const Samples dx = sampled8<kMedian, kBilinear>(clip.plane(pairs[step], 0), x, y, width,
-                                                    height, clip.bound);
-    const Samples dy = sampled8<kMedian, kBilinear>(clip.plane(pairs[step], 1), x, y, width,
-                                                    height, clip.bound);
+    const Samples dx =
+        sampled8<kMedian, kBilinear>(clip.plane(pairs[step], 0), x, y, width, height, clip.bound);
+    const Samples dy =
+        sampled8<kMedian, kBilinear>(clip.plane(pairs[step], 1), x, y, width, height, clip.bound);
     alive = both(alive, both(dx.finite, dy.finite));
     const F u = where(alive, dx.value), v = where(alive, dy.value);
     x = _mm256_add_ps(x, u), y = _mm256_add_ps(y, v);
@@ -234,7 +235,8 @@ void tracks(const float* flow, const float* seeds, const int32_t* starts, const 
 // One row of the filter: the interior in lanes, the two ends by the scalar formula.
 void median_row(const float* plane, int y, int width, int height, float* out) {
   const float* row[3];
-  for (int i = 0; i < 3; ++i) row[i] = plane + static_cast<long>(replicate(y + i - 1, height)) * width;
+  for (int i = 0; i < 3; ++i)
+    row[i] = plane + static_cast<long>(replicate(y + i - 1, height)) * width;
   const auto at = [&](int x) {
     const int l = replicate(x - 1, width), r = replicate(x + 1, width);
     return median9(row[0][l], row[0][x], row[0][r], row[1][l], row[1][x], row[1][r], row[2][l],
@@ -246,8 +248,7 @@ void median_row(const float* plane, int y, int width, int height, float* out) {
   for (; x + 8 < width; x += 8) {
     F v[9];
     for (int i = 0; i < 9; ++i) v[i] = _mm256_loadu_ps(row[i / 3] + x + i % 3 - 1);
-    _mm256_storeu_ps(out + x,
-                     median9(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]));
+    _mm256_storeu_ps(out + x, median9(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]));
   }
 #endif
   for (; x < width; ++x) out[x] = at(x);

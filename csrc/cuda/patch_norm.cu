@@ -1,29 +1,33 @@
-// Patch normalisation on CUDA: csrc/common/patch_norm.h. A warp holds a patch in registers, so that
-// values are read once and written once; sums go lane by lane, then through a fixed butterfly.
+// Patch normalisation on CUDA: csrc/common/patch_norm.h. The lanes of a warp (a small patch: eight
+// of them) hold a patch in registers, so that values are read once and written once; sums go lane
+// by lane, then through a fixed butterfly.
 #include "../common/patch_norm.h"
 #include "launch.h"
 
 namespace mme::cuda {
 namespace {
 
-constexpr int kWarps = 4;  // patches a block
+constexpr int kThreads = 128;
 
-__device__ __forceinline__ float warp_sum(float value) {
+template <int kLanes>
+__device__ __forceinline__ float sum_of_lanes(float value) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
     value = add(value, __shfl_xor_sync(kAllLanes, value, distance));
   }
   return value;
 }
 
-// kHeld: values a lane holds, enough for the patch; 0 for patches that do not fit, read thrice.
-template <int kHeld>
-__global__ void __launch_bounds__(kWarps* kWarp)
+// kLanes: lanes a patch. kHeld: values a lane holds, enough for the patch; 0 for patches that do
+// not fit, read thrice.
+template <int kLanes, int kHeld>
+__global__ void __launch_bounds__(kThreads)
     patch_kernel(const float* values, int64_t count, int size, float eps, float* out, float* mean,
                  float* std) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t patch = global_thread() / kWarp;
-  if (patch >= count) return;
+  const int lane = threadIdx.x % kLanes;
+  const int64_t wanted = global_thread() / kLanes;
+  const bool exists = wanted < count;
+  const int64_t patch = exists ? wanted : count - 1;  // all lanes of a warp take part in its sums
   const float* z = values + patch * size;
   float* target = out + patch * size;
   const float pivot = read(z), number = static_cast<float>(size);
@@ -33,23 +37,24 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     float held[kSlots];
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      const int k = i * kWarp + lane;
+      const int k = i * kLanes + lane;
       held[i] = k < size ? relative(read(z + k), pivot) : 0.f;
     }
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) sum = add(sum, held[i]);
-    const float shift = warp_sum(sum) / number;
+    const float shift = sum_of_lanes<kLanes>(sum) / number;
     float squares = 0.f;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       const float square = squared_deviation(held[i], shift);
-      squares = add(squares, i * kWarp + lane < size ? square : 0.f);
+      squares = add(squares, i * kLanes + lane < size ? square : 0.f);
     }
-    const float spread = deviation(warp_sum(squares), size, eps);
+    const float spread = deviation(sum_of_lanes<kLanes>(squares), size, eps);
+    if (!exists) return;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      const int k = i * kWarp + lane;
+      const int k = i * kLanes + lane;
       if (k < size) target[k] = normalised(held[i], shift, spread);
     }
     if (lane == 0) mean[patch] = add(pivot, shift), std[patch] = spread;
@@ -57,14 +62,15 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 
   float sum = 0.f;
-  for (int k = lane; k < size; k += kWarp) sum = add(sum, relative(read(z + k), pivot));
-  const float shift = warp_sum(sum) / number;
+  for (int k = lane; k < size; k += kLanes) sum = add(sum, relative(read(z + k), pivot));
+  const float shift = sum_of_lanes<kLanes>(sum) / number;
   float squares = 0.f;
-  for (int k = lane; k < size; k += kWarp) {
+  for (int k = lane; k < size; k += kLanes) {
     squares = add(squares, squared_deviation(relative(read(z + k), pivot), shift));
   }
-  const float spread = deviation(warp_sum(squares), size, eps);
-  for (int k = lane; k < size; k += kWarp) {
+  const float spread = deviation(sum_of_lanes<kLanes>(squares), size, eps);
+  if (!exists) return;
+  for (int k = lane; k < size; k += kLanes) {
     target[k] = normalised(relative(read(z + k), pivot), shift, spread);
   }
   if (lane == 0) mean[patch] = add(pivot, shift), std[patch] = spread;
@@ -141,12 +147,13 @@ void patch_norm(const float* values, int64_t count, int64_t tracks, int64_t feat
     launch("patch_norm", queue, kernel, divide_up(count * f, 128), 128, 0, values, count * f, k, f,
            eps, out, mean, std);
   } else {
-    const auto kernel = size <= 2 * kWarp    ? patch_kernel<2>
-                        : size <= 8 * kWarp  ? patch_kernel<8>
-                        : size <= 24 * kWarp ? patch_kernel<24>
-                                             : patch_kernel<0>;
-    launch("patch_norm", queue, kernel, divide_up(count, kWarps), kWarps * kWarp, 0, values, count,
-           size, eps, out, mean, std);
+    const int lanes = size <= 64 ? 8 : kWarp;
+    const auto kernel = size <= 64           ? patch_kernel<8, 8>
+                        : size <= 8 * kWarp  ? patch_kernel<kWarp, 8>
+                        : size <= 24 * kWarp ? patch_kernel<kWarp, 24>
+                                             : patch_kernel<kWarp, 0>;
+    launch("patch_norm", queue, kernel, divide_up(count * lanes, kThreads), kThreads, 0, values,
+           count, size, eps, out, mean, std);
   }
 }
 

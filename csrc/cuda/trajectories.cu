@@ -59,7 +59,7 @@ struct TrackArrays {
 // Eight blocks a multiprocessor leave a thread 64 registers, three 160: enough for all the loads of
 // a step to be in flight, which are 18, and 72 for the four windows of bilinear sampling.
 template <class T, bool kMedian, bool kBilinear>
-__global__ void __launch_bounds__(128, kMedian&& kBilinear ? 3 : 8)
+__global__ void __launch_bounds__(128, kBilinear ? (kMedian ? 3 : 8) : 8)
     tracks_kernel(TrackArrays a, TrackSizes s, float bound) {
   MME_DYNAMIC_SHARED(float2, stage);
   const int lane = threadIdx.x % kWarp;

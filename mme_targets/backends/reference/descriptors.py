@@ -98,11 +98,13 @@ def vote(gx: F64, gy: F64, bins: int, binning: str) -> F64:
     """What each pixel [C, H, W] adds to each bin: [C, bins, H, W]; not finite adds nothing."""
     with np.errstate(invalid="ignore", over="ignore"):
         magnitude = np.sqrt(gx**2 + gy**2)
-        phase = np.mod(np.arctan2(gx, gy), np.pi) / np.pi * bins
+        # The same orientation with θ in [0, π): a mod would round what lies just below π to 0.
+        sign = np.where((gx < 0) | ((gx == 0) & (gy < 0)), -1.0, 1.0)
+        phase = np.arctan2(sign * gx, sign * gy) / np.pi * bins
     finite = np.isfinite(magnitude)
     magnitude = np.where(finite, magnitude, 0.0)
     phase = np.where(finite, phase, 0.0)
-    first = np.minimum(np.floor(phase), bins - 1)  # the mod rounds angles just below 0 to π
+    first = np.minimum(np.floor(phase), bins - 1)
     bin_axis = np.arange(bins).reshape(bins, 1, 1)
     low = (first % bins)[..., None, :, :] == bin_axis
     if binning == "hard":

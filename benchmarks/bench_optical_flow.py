@@ -1,0 +1,69 @@
+"""Optical flow: what OpenCV, which stands behind the door for now, costs beside OpenCV alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import mme_targets
+
+from .harness import Case, Peer, Setting, textured_frames
+
+PAIRS = {"tvl1": 1, "farneback": 8, "dis": 8}
+NOTE = "OpenCV on the host does the work, so there is nothing to win yet; TV-L1's floor is stated "
+NOTE += "when the native solver lands"
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Each method on small motion of one texture."""
+    if setting.device.type != "cpu":
+        return
+    shown = textured_frames(1, 1, setting.side + 32, setting.device)[0, 0]
+    count = max(PAIRS.values()) + 1
+    frames = torch.stack(
+        [shown[:, 2 * t : 2 * t + setting.side, t : t + setting.side] for t in range(count)]
+    )[None]
+    for method, pairs in PAIRS.items():
+        yield _case(setting, frames[:, : pairs + 1].contiguous(), method)
+
+
+def _case(setting: Setting, frames: torch.Tensor, method: str) -> Case:
+    import cv2
+
+    alone: dict[str, Callable[[], Any]] = {
+        "tvl1": lambda: cv2.optflow.createOptFlow_DualTVL1(),
+        "farneback": lambda: cv2.FarnebackOpticalFlow.create(),
+        "dis": lambda: cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    }
+    solver = alone[method]()
+
+    def opencv() -> Any:
+        grey = [
+            cv2.cvtColor(np.ascontiguousarray(f.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
+            for f in frames[0].numpy()
+        ]
+        return [solver.calc(a, b, None) for a, b in zip(grey, grey[1:], strict=False)]
+
+    def check(result: torch.Tensor) -> None:
+        """The texture moves by (-1, -2)."""
+        inner = result[..., 16:-16, 16:-16] if setting.side > 64 else result
+        error = (inner - torch.tensor([-1.0, -2.0])[:, None, None]).norm(dim=2).median()
+        assert float(error) < 0.5, f"the median end-point error is {float(error):.2f} px"
+
+    def agree(ours: torch.Tensor, theirs: Any) -> None:
+        assert list(ours.shape[1:3]) == [len(theirs), 2], f"shape {list(ours.shape)}"
+
+    pairs = frames.shape[1] - 1
+    return Case(
+        stage="optical_flow",
+        operation="optical_flow",
+        name=setting.label(1, f"{method} of {pairs} pair{'s' if pairs > 1 else ''}"),
+        floor="reference",
+        run=lambda: mme_targets.optical_flow(frames, method=method),
+        check=check,
+        peers=(Peer("OpenCV alone, its defaults", opencv, agree),),
+        note=NOTE,
+    )
