@@ -19,13 +19,14 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 STAGES = ("trajectories", "descriptors", "patch_norm")
 # The headers promise separately rounded products and sums; -fno-math-errno lets sqrt be one
 # instruction, -fno-trapping-math lets comparisons be vectorised.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-fvisibility=hidden", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS += ["-fvisibility=hidden", "-fPIC", "-g0", "-Wall", "-Wextra", "-Wno-psabi"]
 X86_VARIANTS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mf16c"],
@@ -50,10 +51,14 @@ class BuildNative(build_ext):
         import pybind11
 
         self.include = [pybind11.get_include(), *self.compiler.include_dirs, "csrc"]
-        if ext.name.endswith("_cuda"):
-            self.build_cuda(ext)
-        else:
+        if not ext.name.endswith("_cuda"):
             self.build_cpu(ext)
+            return
+        try:
+            self.build_cuda(ext)
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            # Of this class, so that setuptools goes on without an extension that is optional.
+            raise CompileError(f"mme_targets._cuda: {error}") from error
 
     def compile(self, source: str, folder: str, flags: list[str], macros: list[tuple]) -> list[str]:
         """Compile one C++ file into a folder of its own."""
@@ -105,30 +110,25 @@ class BuildNative(build_ext):
             self.announce(" ".join(command), level=2)
             subprocess.run(command, check=True)
             objects.append(target)
-        root = Path(nvcc).resolve().parent.parent
-        self.include.append(str(root / "include"))
-        macros = [("MME_CUDA_ARCHS", '"' + ";".join(archs) + '"')]
-        objects += self.compile("csrc/cuda/module.cpp", "cuda", [], macros)
-        candidates = [root / "lib64", root / "targets" / f"{platform.machine()}-linux" / "lib"]
-        folders = [str(path) for path in candidates if (path / "libcudart_static.a").exists()]
-        self.link(ext, objects, ["cudart_static", "dl", "rt", "pthread"], folders)
+        # nvcc compiles and links the host's part too: it alone knows where its toolkit lies, since
+        # the one on the PATH may be a wrapper. The static runtime imports without a driver.
+        target = str(folder / "module.o")
+        macro = '-DMME_CUDA_ARCHS=\\"' + ";".join(archs) + '\\"'
+        command = [nvcc, "-c", "csrc/cuda/module.cpp", "-o", target, "-O3", "-std=c++17"]
+        command += [f"-I{path}" for path in self.include]
+        command += ["-Xcompiler=-fPIC,-fvisibility=hidden", macro]
+        subprocess.run(command, check=True)
+        out = Path(self.get_ext_fullpath(ext.name))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command = [nvcc, "-shared", "-cudart=static", "-o", str(out), *objects, target]
+        subprocess.run(command, check=True)
 
-    def link(
-        self,
-        ext: Extension,
-        objects: list[str],
-        libraries: list[str],
-        folders: list[str] = [],  # noqa: B006
-    ) -> None:
+    def link(self, ext: Extension, objects: list[str], libraries: list[str]) -> None:
         """Link the objects of one module."""
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
-            objects,
-            str(target),
-            libraries=libraries,
-            library_dirs=folders,
-            target_lang="c++",
+            objects, str(target), libraries=libraries, target_lang="c++"
         )
 
     def get_source_files(self) -> list[str]:

@@ -367,7 +367,8 @@ def smooth_flow(batch: int, pairs: int, side: int, device: torch.device) -> torc
         coarse, size=(side, side), mode="bicubic", align_corners=False
     )
     noisy = fine + torch.randn(fine.shape, generator=generator) * 0.25
-    clip = ((noisy * 64).round() / 64).view(1, pairs, 2, side, side)
+    # No negative zeros: atan2 sends them to the other end of the half circle.
+    clip = ((noisy * 64).round() / 64 + 0.0).view(1, pairs, 2, side, side)
     return torch.cat([clip.roll(b, dims=1) for b in range(batch)]).to(device).contiguous()
 
 

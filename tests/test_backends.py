@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from floors import FAST, assert_same, grid_flow, threads
+from floors import FAST, assert_same, grid_flow, pixels, threads
 
 from mme_targets import (
     Trajectories,
@@ -211,6 +211,22 @@ def test_all_floors_agree_on_one_small_clip() -> None:
             for mine, right in zip(everything(floor), expected, strict=True):
                 assert mine.dtype == right.dtype
                 torch.testing.assert_close(mine, right, atol=2e-3, rtol=2e-6)
+
+
+def test_compiles_with_the_default_compiler(rng) -> None:
+    """Flow and frames to normalised moves and HOG along tracks, in one graph of Inductor's."""
+    flow = grid_flow(rng, 1, 6, 2, 16, 24)
+    frames = pixels(rng, 1, 7, 3, 16, 24)
+
+    def forward(omega: torch.Tensor, clip: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        got = trajectories(omega * 0.5, length=3)
+        times = torch.arange(6).reshape(2, 3)
+        moves = got.displacements.flatten(-3, -2).flatten(1, 2)
+        return got.points + 1, trajectory_hog(clip, got.points, times) * 2, *patch_norm(moves)
+
+    compiled = torch.compile(forward, fullgraph=True)
+    for mine, theirs in zip(compiled(flow, frames), forward(flow, frames), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 # --- a process forked after the floor's threads have run -----------------------------------------

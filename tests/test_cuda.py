@@ -99,7 +99,7 @@ def test_trajectories_equal_the_cpu_floor(
     flow[0, 1, 0, height // 2, width // 2] = torch.nan
     flow[-1, 0, 1, 0, 0] = torch.inf
     options = {"length": length, "grid": 4, "median": median, "sampling": sampling}
-    found = mme_targets.trajectories(flow.cuda(), **options)
+    found = mme_targets.trajectories(flow.cuda(), **options, backend="cuda")
     cpu = mme_targets.trajectories(flow, **options, backend="cpu")
     for ours, theirs in zip(found, cpu, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0)
@@ -115,7 +115,8 @@ def test_median_filter_on_gpu(size: tuple[int, ...], rng: np.random.Generator) -
     """A median selects, so it is exact."""
     flow = random_flow(rng, *size)
     exact = mme_targets.median_filter(flow, backend="reference")
-    assert_close(mme_targets.median_filter(to_gpu(flow)).cpu(), torch.from_numpy(exact), "median")
+    found = mme_targets.median_filter(to_gpu(flow), backend="cuda")
+    assert_close(found.cpu(), torch.from_numpy(exact), "median")
 
 
 @pytest.mark.gpu
@@ -138,7 +139,7 @@ def test_hog_on_gpu(options: dict, layout: str, rng: np.random.Generator) -> Non
         frames = frames[0]
     elif layout == "strided":
         frames = frames[..., 1::2]
-    found = mme_targets.hog(frames, **options)
+    found = mme_targets.hog(frames, **options, backend="cuda")
     exact = mme_targets.hog(frames.cpu(), **options, backend="reference")
     assert_close(found.cpu(), exact, "hog_l2" if options.get("l2") else "hog")
     if options.get("binning") != "linear":
@@ -148,15 +149,15 @@ def test_hog_on_gpu(options: dict, layout: str, rng: np.random.Generator) -> Non
 
 @pytest.mark.gpu
 def test_hog_magnitudes_are_rounded_to_nearest() -> None:
-    """The hot kernel's square root takes the device's reciprocal root; every root of two squares.
+    """The hot kernel's square root is made from the device's reciprocal root.
 
-    A frame of one row of cells, black but for its last row and column, has few gradients; random
-    frames have them all over. 20 million pixels meet most of the 2.1 million sums of squares.
+    19 million random pixels have gradients of most sizes, and bit for bit the CPU floor's sums.
     """
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (128, 3, 224, 224), generator=generator, dtype=torch.uint8)
     cpu = mme_targets.hog(frames[None], backend="cpu")
-    torch.testing.assert_close(mme_targets.hog(frames[None].cuda()).cpu(), cpu, rtol=0, atol=0)
+    found = mme_targets.hog(frames[None].cuda(), backend="cuda")
+    torch.testing.assert_close(found.cpu(), cpu, rtol=0, atol=0)
 
 
 @pytest.mark.gpu
@@ -167,7 +168,7 @@ def test_flow_histograms_on_gpu(operation: str, rng: np.random.Generator) -> Non
     flow[0, 0, 0, 3, 3] = np.nan
     function = getattr(mme_targets, operation)
     exact = function(torch.from_numpy(flow), backend="reference")
-    assert_close(function(to_gpu(flow)).cpu(), exact, "hog")
+    assert_close(function(to_gpu(flow), backend="cuda").cpu(), exact, "hog")
 
 
 @pytest.mark.gpu
@@ -178,7 +179,7 @@ def test_trajectory_hog_on_gpu(sampling: str, rng: np.random.Generator) -> None:
     points = rng.uniform(-10, 60, (2, 2, 3, 4, 4, 2)).astype(np.float32)
     times = torch.tensor([[0, 1, 2], [1, 3, 4]], dtype=torch.int32)
     found = mme_targets.trajectory_hog(
-        to_gpu(frames), to_gpu(points), times.cuda(), sampling=sampling
+        to_gpu(frames), to_gpu(points), times.cuda(), sampling=sampling, backend="cuda"
     )
     exact = mme_targets.trajectory_hog(
         torch.from_numpy(frames), torch.from_numpy(points), times,
@@ -194,7 +195,7 @@ def test_patch_norm_on_gpu(shape: tuple[int, ...], mode: str, rng: np.random.Gen
     """Patches that fit in registers and such that do not; a constant one gives zeros."""
     values = rng.normal(3, 50, shape).astype(np.float32)
     values[1] = 13.7
-    found = mme_targets.patch_norm(to_gpu(values), mode=mode)
+    found = mme_targets.patch_norm(to_gpu(values), mode=mode, backend="cuda")
     exact = mme_targets.patch_norm(torch.from_numpy(values), mode=mode, backend="reference")
     for ours, theirs in zip(found, exact, strict=True):
         assert_close(ours.cpu(), theirs, "patch_norm")
@@ -237,10 +238,13 @@ def test_kernels_capture_into_a_graph(rng: np.random.Generator) -> None:
     )
 
     def work() -> tuple[torch.Tensor, ...]:
-        tracks = mme_targets.trajectories(flow)
-        cells = mme_targets.hog(frames)
-        z, mean, std = mme_targets.patch_norm(tracks.displacements.reshape(-1, 4, 12))
-        return *tracks, cells, mme_targets.median_filter(flow), z, mean, std
+        tracks = mme_targets.trajectories(flow, backend="cuda")
+        cells = mme_targets.hog(frames, backend="cuda")
+        z, mean, std = mme_targets.patch_norm(
+            tracks.displacements.reshape(-1, 4, 12), backend="cuda"
+        )
+        smooth = mme_targets.median_filter(flow, backend="cuda")
+        return *tracks, cells, smooth, z, mean, std
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -263,10 +267,10 @@ def test_the_tensors_device_is_used(rng: np.random.Generator) -> None:
         pytest.skip("needs two GPUs")
     flow = random_flow(rng, 6, 2, 32, 32)
     with torch.cuda.device(0):
-        found = mme_targets.trajectories(to_gpu(flow, "cuda:1"))
+        found = mme_targets.trajectories(to_gpu(flow, "cuda:1"), backend="cuda")
         assert torch.cuda.current_device() == 0
     assert found.points.device == torch.device("cuda:1")
-    first = mme_targets.trajectories(to_gpu(flow, "cuda:0"))
+    first = mme_targets.trajectories(to_gpu(flow, "cuda:0"), backend="cuda")
     assert torch.equal(found.points.cpu(), first.points.cpu())
 
 

@@ -200,6 +200,15 @@ def test_hog_of_uint8(
         torch.testing.assert_close(found, cpu, rtol=0, atol=0)
 
 
+def test_hog_of_frames_at_odd_addresses(floor: ModuleType, rng: np.random.Generator) -> None:
+    """The kernel that reads eight bytes at once leaves these to the general one."""
+    storage = torch.from_numpy(rng.integers(0, 256, 3 + 2 * 16 * 24, dtype=np.uint8))
+    images = storage[3:].view(1, 2, 16, 24)
+    arguments = HOG | {"vectors": False, "cells_last": False}
+    found = floor.histograms(images, **arguments)
+    assert torch.equal(found, floor.histograms(images.clone(), **arguments))
+
+
 @pytest.mark.parametrize("binning", ["hard", "linear"])
 @pytest.mark.parametrize("vectors", [False, True], ids=["mbh", "hof"])
 @pytest.mark.parametrize("special", [None, np.nan, np.inf])

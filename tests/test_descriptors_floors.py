@@ -51,7 +51,9 @@ def test_hog_agrees(floor: str, options: dict, rng) -> None:
         assert_close(whole, expected, what)
         real = torch.from_numpy(rng.uniform(0, 255, size).astype(np.float32))
         assert_close(
-            run(hog, real, floor=floor, **options), run(hog, real, "reference", **options), what
+            run(hog, real, floor=floor, **options),
+            run(hog, real, floor="reference", **options),
+            what,
         )
 
 
@@ -145,7 +147,7 @@ def test_shapes_permutation_and_translation(data: st.DataObject) -> None:
     options = {"bins": bins, "cell": cell}
     got = run(hog, frames, floor=floor, **options)
     assert got.shape == (3, 1, channels, bins, height // cell, width // cell)
-    assert_close(got, run(hog, frames, "reference", **options), "hog")
+    assert_close(got, run(hog, frames, floor="reference", **options), "hog")
     order = torch.from_numpy(rng.permutation(3))
     assert torch.equal(run(hog, frames[order], floor=floor, **options), got[order])
     # Away from the borders, moving the frame by a cell moves the cells.

@@ -56,6 +56,7 @@ def test_by_hand(floor: str) -> None:
 @pytest.mark.parametrize("floor", ALL)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.filterwarnings("ignore:var_mean.*degrees of freedom:UserWarning")  # of no patch at all
 def test_against_torch(floor: str, mode: str, shape: tuple[int, ...], rng) -> None:
     if too_few(shape, mode):
         shape = (shape[0], 2, shape[2])
@@ -165,6 +166,7 @@ def test_batch_threads_and_layout_do_not_matter(floor: str, mode: str, rng) -> N
 @pytest.mark.parametrize("floor", ALL)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, in the reference
 def test_a_bad_patch_leaves_the_others_alone(floor: str, mode: str, value: float, rng) -> None:
     z = random(rng, 9, 4, 12)
     bad = z.clone()
@@ -229,7 +231,7 @@ def test_compiles_into_one_graph(rng) -> None:
         (torch.zeros(2, 4, 6), {"mode": "token"}, ValueError, "mode is 'token'; must be one of"),
         (torch.zeros(2, 4, 6), {"eps": -1.0}, ValueError, "eps is -1.0; must be at least 0"),
         (torch.zeros(2, 4, 6), {"eps": float("nan")}, ValueError, "eps is nan; must be at least 0"),
-        (torch.zeros(2, 1, 6), {"mode": "coordinate"}, ValueError, "'coordinate'.* 2 tracks.*K = 1"),
+        (torch.zeros(2, 1, 6), {"mode": "coordinate"}, ValueError, "'coordinate'.* 2 tracks.*K = "),
         (torch.zeros(2, 1, 1), {}, ValueError, "values has 1x1 values a patch; .* needs 2 or more"),
         (torch.zeros(2, 4, 0), {}, ValueError, "values has 4x0 values a patch; .* needs 2 or more"),
         (torch.zeros(2, 4, 6), {"backend": "gpu"}, ValueError, "backend is 'gpu'; must be one of"),

@@ -255,7 +255,7 @@ FLOW = torch.zeros(1, 4, 2, 16, 16)
         (FLOW, {"steps": [[0, 4]]}, ValueError, "steps spans 0 to 4; .* pairs of flow, 0 to 3"),
         (FLOW, {"steps": [[-1, 0]]}, ValueError, "steps spans -1 to 0"),
         (FLOW, {"steps": [0, 1]}, ValueError, r"steps has shape \[2\]; must be \[S, L\]"),
-        (FLOW, {"steps": np.zeros((1, 33), int)}, ValueError, r"steps has shape \[1, 33\].*up to 32"),
+        (FLOW, {"steps": np.zeros((1, 33), int)}, ValueError, r"steps has shape \[1, 33\].* to 32"),
         (FLOW, {"steps": np.zeros((0, 3), int)}, ValueError, r"steps has shape \[0, 3\].*S of 1"),
         (FLOW, {"steps": [[0.5]]}, TypeError, "steps has dtype float64; must be int32 or int64"),
         (FLOW, {"points": torch.zeros(3, 2)}, ValueError, r"points has shape \[3, 2\]; must be"),

@@ -24,20 +24,24 @@ from mme_targets.ops.descriptors import HistogramOptions, hog_along
 
 
 @pytest.mark.parametrize("floor", ALL)
-def test_cell_holds_the_rounded_point(floor: str, rng) -> None:
+@pytest.mark.parametrize("cell", [8, 5])
+def test_cell_holds_the_rounded_point(floor: str, cell: int, rng) -> None:
     """Every point by hand: rounded (halves up), brought inside, divided by the cell."""
-    frames = pixels(rng, 2, 3, 3, 21, 30)  # 2 x 3 cells of 8; 5 and 6 px are left over
-    maps = run(hog, frames, floor=floor)
-    points = torch.from_numpy(rng.uniform(-9, 40, (2, 2, 3, 4, 4, 2)).astype(np.float32))
+    height, width = 23, 32  # no whole number of cells: 7 px are left over below at 8, 3 and 2 at 5
+    frames = pixels(rng, 2, 3, 3, height, width)
+    maps = run(hog, frames, floor=floor, cell=cell)
+    rows, columns = maps.shape[-2:]
+    points = torch.from_numpy(rng.uniform(-9, 42, (2, 2, 3, 4, 4, 2)).astype(np.float32))
     points[0, 0, 0, 0, 0] = torch.tensor([7.5, 7.4375])
-    points[0, 0, 0, 1, 0] = torch.tensor([29.0, 20])
+    points[0, 0, 0, 1, 0] = torch.tensor([31.0, 22])
+    points[0, 0, 0, 2, 0] = torch.tensor([4.5, 14.5])  # to 5 and 15, which begin cells of 5
     times = torch.tensor([[0, 2, 1], [2, 2, 0]])
-    got = run(trajectory_hog, frames, points, times, floor=floor)
+    got = run(trajectory_hog, frames, points, times, floor=floor, cell=cell)
     assert got.shape == (2, 2, 3, 4, 3, 3, 9)
     for b, s, i, j, step in np.ndindex(2, 2, 3, 4, 3):
         x, y = points[b, s, i, j, step].double().add(0.5).floor().tolist()
-        column = min(int(min(max(x, 0), 29)) // 8, 2)
-        row = min(int(min(max(y, 0), 20)) // 8, 1)
+        column = min(int(min(max(x, 0), width - 1)) // cell, columns - 1)
+        row = min(int(min(max(y, 0), height - 1)) // cell, rows - 1)
         expected = maps[b, times[s, step], :, :, row, column]
         assert torch.equal(got[b, s, i, j, step], expected)
 

@@ -1,0 +1,213 @@
+"""README's speed table and support matrix, made from `results/*.json`.
+
+`python -m benchmarks.readme` fills README.md between its markers; `--check` only compares, for CI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .harness import SCHEMA
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+UNVERIFIED = {
+    "reference": "tested in CI",
+    "cpu": "tested in CI",
+    "triton": "interpreter only; not yet run on a GPU",
+    "cuda": "compiled only; not yet run on a GPU",
+}
+Entry = dict[str, Any]
+
+
+def load(folder: Path) -> list[Entry]:
+    """Rows of every full result, each with its run's `meta`; of equal ones the newest.
+
+    Raises
+    ------
+    ValueError
+        For a file of another schema, by its name.
+    """
+    runs = []
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        if run.get("schema") != SCHEMA:
+            raise ValueError(f"{path}: schema is {run.get('schema')!r}; must be {SCHEMA}")
+        if not run["meta"]["quick"]:
+            runs.append((run, path.name))
+    newest: dict[tuple[Any, ...], Entry] = {}
+    for run, name in sorted(runs, key=lambda item: item[0]["meta"]["date"]):
+        meta = {**run["meta"], "file": name}
+        # A run replaces all that an older one of the same device said of its cases, failures too.
+        said = {(row["stage"], row["case"], row["floor"]) for row in run["rows"]}
+        newest = {
+            key: row
+            for key, row in newest.items()
+            if (row["stage"], row["case"], row["floor"]) not in said
+            or row["meta"]["device"] != meta["device"]
+        }
+        for row in run["rows"]:
+            key = (meta["device"], row["stage"], row["case"], row["floor"], row["peer"])
+            newest[key] = {**row, "meta": meta}
+    return list(newest.values())
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{2 if value < 1 else 1 if value >= 10 else 2}f}"
+
+
+def spread(value: Entry | None) -> str:
+    """Median and quartiles."""
+    if value is None:
+        return "–"
+    return f"{number(value['median'])} [{number(value['low'])}–{number(value['high'])}]"
+
+
+def asked(row: Entry) -> str:
+    """What the project promises of this row."""
+    if row["required_extra_ms"] is not None:
+        return f"+{row['required_extra_ms'] / 1e3:g} s"
+    return "" if row["required"] is None else f"{row['required']:g}x"
+
+
+def cells(row: Entry) -> list[str]:
+    """case, floor, peer, ours, peer's, ratio, asked, distance from the floor."""
+    head = [row["case"], row["floor"], row["peer"] or "–"]
+    if not row["passed"]:
+        return [*head, f"FAILED: {row['error']}", "", "", asked(row), ""]
+    if row["extra_ms"] is not None:
+        extra = row["extra_ms"]
+        ratio = f"{extra['median'] / 1e3:+.2f} s [{extra['low'] / 1e3:+.2f}–{extra['high'] / 1e3:+.2f}]"
+    elif row["ratio"] is not None:
+        ratio = f"{number(row['ratio']['median'])}x"
+        ratio += f" [{number(row['ratio']['low'])}–{number(row['ratio']['high'])}]"
+    else:
+        ratio = "–"
+    if row["met"] is False:
+        ratio += " (short)"
+    distance = ""
+    if row["distance"] is not None:
+        distance = f"{number(row['distance'])} ({row['limited_by']})"
+    return [*head, spread(row["ours_ms"]), spread(row["peer_ms"]), ratio, asked(row), distance]
+
+
+def notes(rows: Iterable[Entry]) -> list[str]:
+    """What holds each case back, said once."""
+    said: dict[str, None] = {}
+    for row in rows:
+        if row["passed"] and row["note"]:
+            away = f", {number(row['distance'])}x its floor" if row["distance"] else ""
+            said.setdefault((row["case"], row["floor"]), f"{row['case']} ({row['floor']}{away}): {row['note']}.")
+    return list(said.values())
+
+
+def speed(rows: Sequence[Entry]) -> str:
+    """One table for each device, CPUs first."""
+    if not rows:
+        return "No results yet: `python -m benchmarks --out benchmarks/results` makes them.\n"
+    parts = []
+    by_device: dict[tuple[str, str], list[Entry]] = {}
+    for row in rows:
+        by_device.setdefault((row["meta"]["kind"], row["meta"]["device"]), []).append(row)
+    for (kind, device), group in sorted(by_device.items()):
+        newest = max((row["meta"] for row in group), key=lambda meta: meta["date"])
+        threads = f", {newest['threads']} threads, {newest['isa']}" if kind == "cpu" else ""
+        parts.append(f"**{device}**{threads}; {origin(group)}.\n")
+        parts.append("| | floor | beside | ours, ms | theirs, ms | faster | asked | × its floor |")
+        parts.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        parts += ["| " + " | ".join(c.replace("|", "/") for c in cells(row)) + " |" for row in group]
+        parts += ["", *(f"- {note}" for note in notes(group)), ""]
+    return "\n".join(parts)
+
+
+def origin(rows: Iterable[Entry]) -> str:
+    """Files and commits that rows come from."""
+    runs = {
+        row["meta"]["file"]: (row["meta"]["commit"] or "unknown")[:9]
+        + (" with changes" if row["meta"]["dirty"] else "")
+        for row in rows
+    }
+    listed = [f"[{name}](benchmarks/results/{name}), commit {at}" for name, at in sorted(runs.items())]
+    return "; ".join(listed)
+
+
+def support(rows: Sequence[Entry]) -> str:
+    """Operation by floor: where it is tested, and on which GPU it has run and passed."""
+    from mme_targets.backends import FLOORS, OPERATIONS
+
+    lines = ["| operation | " + " | ".join(FLOORS) + " |", "| --- |" + " --- |" * len(FLOORS)]
+    for operation, offered in OPERATIONS.items():
+        states = [state(operation, floor, rows) if floor in offered else "–" for floor in FLOORS]
+        lines.append(f"| `{operation}` | " + " | ".join(states) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def state(operation: str, floor: str, rows: Sequence[Entry]) -> str:
+    """One cell: a GPU verifies an operation only if every row of it there passed."""
+    if floor in ("reference", "cpu"):
+        return UNVERIFIED[floor]
+    runs: dict[str, list[Entry]] = {}
+    for row in rows:
+        if (row["operation"], row["floor"], row["meta"]["kind"]) == (operation, floor, "cuda"):
+            runs.setdefault(row["meta"]["device"], []).append(row)
+    verified = [
+        f"verified on {device} ({(group[0]['meta']['commit'] or 'unknown')[:9]})"
+        for device, group in sorted(runs.items())
+        if all(row["passed"] for row in group)
+    ]
+    return "; ".join(verified) or UNVERIFIED[floor]
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """`text` with what stands between <!-- name:begin --> and <!-- name:end --> replaced.
+
+    Raises
+    ------
+    ValueError
+        Unless both markers are there, once each.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README needs {begin} and {end}, once each")
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"README has {end} before {begin}")
+    return pattern.sub(lambda _: f"{begin}\n{content.rstrip()}\n{end}", text)
+
+
+def render(text: str, folder: Path = RESULTS) -> str:
+    """README as it must be for the results in `folder`."""
+    rows = load(folder)
+    return fill(fill(text, "speed", speed(rows)), "support", support(rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill README.md, or with --check say whether it is as it must be."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    before = given.readme.read_text()
+    after = render(before, given.results)
+    if given.check:
+        if before != after:
+            print(f"{given.readme} is out of date: run python -m benchmarks.readme", file=sys.stderr)
+        return int(before != after)
+    if before != after:
+        given.readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
