@@ -67,7 +67,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     check_writable(path)
     beside = _beside(path)
     try:
+        beside.touch()
+        mode = beside.stat().st_mode  # what the umask says; some writers choose their own
+        beside.unlink()
         yield beside
+        beside.chmod(mode)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

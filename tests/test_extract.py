@@ -45,6 +45,8 @@ def test_file_holds_tensors_and_how_they_were_made(video: Path, tmp_path: Path) 
     assert clip["times"][2] == pytest.approx(2 / 25)
     assert metadata["video"]["path"] == "scene.mp4"
     assert "torch" in metadata["versions"]
+    (tmp_path / "plain").touch()
+    assert out.stat().st_mode == (tmp_path / "plain").stat().st_mode, "as the umask says"
 
 
 def test_the_file_is_what_the_module_gives(video: Path, tmp_path: Path) -> None:
