@@ -73,7 +73,11 @@ def check_choice(value: object, name: str, allowed: Sequence[object]) -> None:
 
 
 def check_range(value: float, name: str, low: float, high: float = float("inf")) -> None:
-    """Raise `ValueError` naming the argument unless low ≤ value ≤ high."""
-    if isinstance(value, bool) or not low <= value <= high:
+    """Raise, naming the argument, unless low ≤ value ≤ high, and whole where `low` is an int."""
+    whole = isinstance(low, int)
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"{name} is {value!r}; must be a {'whole ' if whole else ''}number")
+    if not low <= value <= high:
         upper = "" if high == float("inf") else f" and at most {high}"
         raise ValueError(f"{name} is {value!r}; must be at least {low}{upper}")

@@ -104,9 +104,18 @@ def test_checks_name_argument_value_and_rule() -> None:
         check_choice("a", "mode", ("b", 3))
     with pytest.raises(ValueError, match=r"^n is 9; must be at least 1 and at most 8$"):
         check_range(9, "n", 1, 8)
-    for value in (True, float("nan"), -1):
-        with pytest.raises(ValueError, match=r"^eps is .*; must be at least 0$"):
-            check_range(value, "eps", 0)
+    for bad in (float("nan"), -1):
+        with pytest.raises(ValueError, match=r"^eps is .*; must be at least 0.0$"):
+            check_range(bad, "eps", 0.0)
+    for kind in (True, "1", None):
+        with pytest.raises(TypeError, match=r"^eps is .*; must be a number$"):
+            check_range(kind, "eps", 0.0)
+    for part in (2.5, 2.0, True, "2"):
+        with pytest.raises(TypeError, match=r"^bins is .*; must be a whole number$"):
+            check_range(part, "bins", 2)
+    for fine in (2, np.int64(3), np.uint8(4)):
+        check_range(fine, "bins", 2, 36)
+    check_range(np.float32(0.5), "eps", 0.0, 1.0)
 
 
 def test_numpy_in_numpy_out_everywhere(rng: np.random.Generator) -> None:

@@ -275,6 +275,7 @@ FLOW = torch.zeros(1, 2, 2, 16, 16)
         (hog, FRAMES.int(), {}, TypeError, "frames has dtype int32; must be uint8 or float32"),
         (hog, FRAMES, {"bins": 1}, ValueError, "bins is 1; must be at least 2 and at most 36"),
         (hog, FRAMES, {"bins": 37}, ValueError, "bins is 37; must be at least 2 and at most 36"),
+        (hog, FRAMES, {"bins": 9.5}, TypeError, "bins is 9.5; must be a whole number"),
         (hog, FRAMES, {"cell": 1}, ValueError, "cell is 1; must be at least 2"),
         (hog, FRAMES, {"cell": 17}, ValueError, "frames is 16x16 px, which holds no cell of 17"),
         (hog, FRAMES, {"binning": "soft"}, ValueError, "binning is 'soft'; must be one of 'hard'"),

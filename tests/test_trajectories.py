@@ -246,6 +246,7 @@ FLOW = torch.zeros(1, 4, 2, 16, 16)
         (FLOW, {"length": 5}, ValueError, "length is 5, longer than the 4 pairs of flow"),
         (FLOW, {"length": -1}, ValueError, "length is -1; must be at least 0"),
         (FLOW, {"length": 33}, ValueError, "length is 33; must be at least 0 and at most 32"),
+        (FLOW, {"length": 2.0}, TypeError, "length is 2.0; must be a whole number"),
         (FLOW, {"grid": 0}, ValueError, "grid is 0; must be at least 1"),
         (FLOW, {"grid": 32}, ValueError, "grid is 32, which leaves no point inside a frame of 16"),
         (FLOW, {"bound": 0.0}, ValueError, "bound is 0.0; must be positive"),
