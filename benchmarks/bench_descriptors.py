@@ -83,7 +83,7 @@ def _same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def _nearly(ours: torch.Tensor, theirs: Any) -> None:
-    """cartToPolar's angle is good to 0.3 degrees: a few pixels vote for the next bin."""
+    """CartToPolar's angle is good to 0.3 degrees: a few pixels vote for the next bin."""
     mine, other = ours[0].double(), torch.from_numpy(theirs).double()
     close(mine.sum(2), other.sum(2), "hog", 100.0)
     moved = float((mine - other).abs().sum() / mine.sum())

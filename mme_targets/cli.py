@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .backends import FLOORS
 from .config import TargetConfig, Tvl1Config
 
 PRESETS = ("paper", "kinetics400", "ssv2", "released")
@@ -66,8 +67,8 @@ def _add_video(parser: Any) -> None:
     parser.add_argument("--crop", type=str, default="center", metavar="center|none",
                         help="resize the short side to --size and cut out the centre, or keep the "
                         "resolution (less what exceeds whole patches)")  # fmt: skip
-    parser.add_argument("--backend", type=str, default="auto",
-                        metavar="auto|reference|cpu|triton|cuda", help="which floor computes")  # fmt: skip
+    parser.add_argument("--backend", type=str, default="auto", metavar="|".join(("auto", *FLOORS)),
+                        help="which floor computes")  # fmt: skip
     parser.add_argument("--preset", type=typing.Literal[PRESETS], default="paper",
                         help="where the constants below start from")  # fmt: skip
     parser.add_argument("--config", type=typing.Optional[str], default=None, metavar="FILE",  # noqa: UP045

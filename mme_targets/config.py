@@ -12,6 +12,7 @@ import difflib
 import json
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -154,6 +155,9 @@ def _parse(kind: Any, value: Any) -> Any:
         if isinstance(value, str):
             return (value,)
         return tuple(value) if isinstance(value, list) else value
+    if kind is float and isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)  # YAML 1.1 reads 1e-6, which has no point, as text
     return value
 
 

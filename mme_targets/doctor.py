@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import suppress
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 import torch
@@ -58,10 +58,10 @@ def installed() -> dict[str, str]:
 def _cpu() -> dict[str, Any]:
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "machine": platform.machine()}
     try:
-        from . import _cpu
+        native = import_module("mme_targets._cpu")
+        return {**found, "built": True, "isa": native.isa(), "isas": list(native.isas())}
     except ImportError as error:
         return {**found, "built": False, "reason": str(error)}
-    return {**found, "built": True, "isa": _cpu.isa(), "isas": list(_cpu.isas())}
 
 
 def _cuda() -> dict[str, Any]:
@@ -69,10 +69,9 @@ def _cuda() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     try:
-        from . import _cuda
+        return {**found, "built": True, **dict(import_module("mme_targets._cuda").info())}
     except ImportError as error:
         return {**found, "built": False, "reason": str(error)}
-    return {**found, "built": True, **dict(_cuda.info())}
 
 
 def render(found: dict[str, Any]) -> None:

@@ -221,3 +221,9 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"stride": 0}))
     with pytest.raises(ConfigError, match=r"mine\.json: TargetConfig\.stride is 0"):
         TargetConfig.load(path)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    assert TargetConfig.from_yaml("eps: 1e-6").eps == 1e-6
+    with pytest.raises(ConfigError, match=r"eps is 'small'; must be a number"):
+        TargetConfig.from_yaml("eps: small")

@@ -24,6 +24,7 @@ from floors import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mme_targets as mme
 from mme_targets import hof, hog, mbh, trajectories, trajectory_hog
 from mme_targets.ops.descriptors import HistogramOptions
 
@@ -188,3 +189,9 @@ def test_compiles_into_one_graph(rng) -> None:
     compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
     for mine, theirs in zip(compiled(frames, flow), forward(frames, flow), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_float16_flow_is_widened() -> None:
+    flow = torch.randn(2, 2, 16, 16).half()
+    assert torch.equal(mme.hof(flow), mme.hof(flow.float()))
+    assert torch.equal(mme.mbh(flow), mme.mbh(flow.float()))

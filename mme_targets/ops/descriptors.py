@@ -91,7 +91,7 @@ def hof(
 
     Parameters
     ----------
-    flow : [B, P, 2, H, W] or [P, 2, H, W] float32, px.
+    flow : [B, P, 2, H, W] or [P, 2, H, W] float32 (float16 is widened), px.
     bins, cell, binning, pool, l2, backend : as in `hog`; orientation is unsigned there and here.
 
     Returns
@@ -118,7 +118,7 @@ def mbh(
 
     Parameters
     ----------
-    flow : [B, P, 2, H, W] or [P, 2, H, W] float32, px.
+    flow : [B, P, 2, H, W] or [P, 2, H, W] float32 (float16 is widened), px.
     bins, cell, binning, pool, padding, l2, backend : as in `hog`.
 
     Returns
@@ -230,11 +230,11 @@ def hog_along(
 
 def _flow(flow: Array) -> torch.Tensor:
     vectors = as_tensor(flow, "flow")
-    check_dtype(vectors, "flow", (torch.float32,))
+    check_dtype(vectors, "flow", (torch.float32, torch.float16))
     check_rank(vectors, "flow", (4, 5), "[B, P, 2, H, W] or [P, 2, H, W]")
     if vectors.shape[-3] != 2:
         raise ValueError(f"flow has shape {list(vectors.shape)}; must have 2 components")
-    return vectors
+    return vectors.float()
 
 
 def _check(images: torch.Tensor, name: str, options: HistogramOptions, sobel: bool) -> None:

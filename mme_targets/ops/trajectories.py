@@ -82,6 +82,7 @@ def trajectories(
     omega, batched = _flow(flow)
     check_choice(median, "median", (1, 3))
     check_choice(sampling, "sampling", ("nearest", "bilinear"))
+    check_range(bound, "bound", 0.0)
     if not bound > 0:
         raise ValueError(f"bound is {bound!r}; must be positive")
     pairs, height, width = omega.shape[1], omega.shape[3], omega.shape[4]
