@@ -9,39 +9,61 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 1 on an error, 2 on wrong usage, 130 on ^C."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(words)
+    except KeyboardInterrupt:
+        print("mme: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+
+
+def _main(words: list[str]) -> int:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     import mme_targets
-    from mme_targets.cli import add_commands, fail
+    from mme_targets.cli import COMMANDS, fail
     from mme_targets.video import VideoError
 
     class Help(DefaultHelpFormatter):
         """Help as it is written: the types of a hundred options are noise."""
 
         def _get_help_string(self, action: Any) -> str:
-            known = action.default not in (None, False, "==SUPPRESS==")
+            unsaid = action.default is None or action.default is False
+            known = action.option_strings and not unsaid and action.default != "==SUPPRESS=="
             return str(action.help or "") + (" (default: %(default)s)" if known else "")
 
+    if not words or words[0] not in COMMANDS:
+        lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+        parser = ArgumentParser(
+            prog="mme",
+            usage="mme COMMAND [option ...]",
+            description="Motion targets from raw video (Masked Motion Encoding, CVPR 2023).",
+            epilog="commands:\n" + "\n".join(lines) + "\n\nmme COMMAND --help says more of each.",
+            formatter_class=type("Plain", (Help,), {"_fill_text": lambda _, text, *__: text}),
+            version=mme_targets.__version__,
+        )
+        parser.parse_args([word for word in words if word in ("-h", "--help", "--version")])
+        parser.error(f"{words[0]!r} is no command" if words else "a command is missing")
+    command = COMMANDS[words[0]]
     parser = ArgumentParser(
-        prog="mme",
-        description="Motion targets from raw video (Masked Motion Encoding, CVPR 2023).",
-        version=mme_targets.__version__,
+        prog=f"mme {words[0]}",
+        usage=command.usage,
+        description=command.description,
         formatter_class=Help,
     )
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-
-    def new_parser(usage: str, description: str) -> ArgumentParser:
-        return ArgumentParser(usage=usage, description=description)
-
-    run = add_commands(commands, new_parser)
-    args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    command.add_arguments(parser)
+    # Options are named as the config's fields are; dashes are taken as well.
+    options = [w if not w.startswith("--") else _underscored(w) for w in words[1:]]
+    args = parser.parse_args(options)
     try:
-        return int(run[args.command](args[args.command]))
+        return command.run(args)
     except (ValueError, TypeError, OSError, ImportError, VideoError) as error:
         return fail(error)
-    except KeyboardInterrupt:
-        print("mme: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
+
+
+def _underscored(word: str) -> str:
+    name, equals, value = word[2:].partition("=")
+    return "--" + name.replace("-", "_") + equals + value
 
 
 if __name__ == "__main__":

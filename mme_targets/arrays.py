@@ -27,8 +27,9 @@ def as_tensor(array: Array, name: str) -> torch.Tensor:
             array = array.copy()  # torch can represent neither
         try:
             return torch.from_numpy(array)
-        except TypeError as error:
-            raise TypeError(f"{name} has dtype {array.dtype}, which torch lacks") from error
+        except (TypeError, ValueError) as error:
+            dtype = array.dtype.str if not array.dtype.isnative else array.dtype
+            raise TypeError(f"{name} has dtype {dtype}, which torch lacks") from error
     if type(array).__module__.split(".")[0] == "cupy":
         tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(array)
         return tensor

@@ -9,10 +9,10 @@ import json
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .backends import FLOORS
 from .config import TargetConfig, Tvl1Config
@@ -20,48 +20,43 @@ from .config import TargetConfig, Tvl1Config
 PRESETS = ("paper", "kinetics400", "ssv2", "released")
 
 
-def add_commands(commands: Any, new_parser: Any) -> dict[str, Any]:
-    """Add the commands to a jsonargparse subcommand group; returns what runs each."""
-    targets = new_parser(
-        "mme targets VIDEO --out FILE [option ...]",
-        "Make motion targets of a video and write them (safetensors).",
-    )
-    _add_video(targets)
-    targets.add_argument("--out", type=str, required=True, metavar="FILE", help="the file to write")
-    targets.add_argument("--all", type=bool, nargs="?", const=True, default=False,
-                         help="every clip of the video, not the first alone")  # fmt: skip
-    targets.add_argument("--overlap", type=int, default=0, metavar="N",
-                         help="raw frames that consecutive clips share, with --all")  # fmt: skip
-    commands.add_subcommand("targets", targets, help="make motion targets of a video")
+class Command(NamedTuple):
+    """One command of `mme`."""
 
-    show = new_parser(
-        "mme show VIDEO --out FILE.png|.mp4|.html [option ...]",
-        "Draw the tracks of a clip over its frames (Figs. 4 and 6).",
-    )
-    _add_video(show)
-    show.add_argument("--out", type=str, required=True, metavar="FILE",
-                      help=".png: the start frames; .mp4: tracks that grow; .html: a page to "
-                      "explore")  # fmt: skip
-    commands.add_subcommand("show", show, help="draw tracks: a picture, a video or a page")
+    summary: str
+    usage: str
+    description: str
+    add_arguments: Callable[[Any], None]
+    run: Callable[[Any], int]
 
-    demo = new_parser(
-        "mme demo [--out DIR]",
-        "Render a scene with known motion, make targets and pictures of it, and print how far the "
-        "tracks are from the truth.",
-    )
-    demo.add_argument("--out", type=str, default="mme_demo", metavar="DIR",
-                      help="folder to write to")  # fmt: skip
-    commands.add_subcommand("demo", demo, help="the whole of it on a small rendered scene")
 
-    doctor = new_parser("mme doctor [--json]", "What runs here, and why the rest does not.")
-    doctor.add_argument("--json", type=bool, nargs="?", const=True, default=False,
+def _add_targets(parser: Any) -> None:
+    _add_video(parser, "the .safetensors file to write")
+    parser.add_argument("--all", type=bool, nargs="?", const=True, default=False,
+                        help="every clip of the video, not the first alone")  # fmt: skip
+    parser.add_argument("--overlap", type=int, default=0, metavar="N",
+                        help="raw frames that consecutive clips share, with --all")  # fmt: skip
+    _add_constants(parser)
+
+
+def _add_show(parser: Any) -> None:
+    _add_video(parser, ".png: the start frames; .mp4: tracks that grow; .html: a page to explore")
+    _add_constants(parser)
+
+
+def _add_demo(parser: Any) -> None:
+    parser.add_argument("--out", type=str, default="mme_demo", metavar="DIR",
+                        help="folder to write to")  # fmt: skip
+
+
+def _add_doctor(parser: Any) -> None:
+    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False,
                         help="print one JSON object")  # fmt: skip
-    commands.add_subcommand("doctor", doctor, help="what runs here, and why the rest does not")
-    return {"targets": run_targets, "show": run_show, "demo": run_demo, "doctor": run_doctor}
 
 
-def _add_video(parser: Any) -> None:
+def _add_video(parser: Any, out: str) -> None:
     parser.add_argument("video", type=str, metavar="VIDEO", help="a video file")
+    parser.add_argument("--out", type=str, required=True, metavar="FILE", help=out)
     parser.add_argument("--start", type=int, default=0, metavar="N",
                         help="raw index of the clip's first frame")  # fmt: skip
     parser.add_argument("--crop", type=str, default="center", metavar="center|none",
@@ -69,10 +64,14 @@ def _add_video(parser: Any) -> None:
                         "resolution (less what exceeds whole patches)")  # fmt: skip
     parser.add_argument("--backend", type=str, default="auto", metavar="|".join(("auto", *FLOORS)),
                         help="which floor computes")  # fmt: skip
-    parser.add_argument("--preset", type=typing.Literal[PRESETS], default="paper",
-                        help="where the constants below start from")  # fmt: skip
+    parser.add_argument("--preset", type=typing.Optional[typing.Literal[PRESETS]],  # noqa: UP045
+                        default=None, metavar="|".join(PRESETS),
+                        help="where the constants below start from (default: paper)")  # fmt: skip
     parser.add_argument("--config", type=typing.Optional[str], default=None, metavar="FILE",  # noqa: UP045
                         help="YAML or JSON of constants, in place of the preset")  # fmt: skip
+
+
+def _add_constants(parser: Any) -> None:
     for cls, prefix in ((TargetConfig, ""), (Tvl1Config, "tvl1.")):
         group = parser.add_argument_group(
             "constants of the paper" if not prefix else "TV-L1, for --flow tvl1"
@@ -112,9 +111,11 @@ def build_config(args: Any) -> TargetConfig:
     """The preset or file, with what the command line says on top."""
     given = args.as_dict()
     if given["config"] is not None:
+        if given["preset"] is not None:
+            raise ValueError("--config and --preset are both given; constants start from one")
         base = TargetConfig.load(given["config"])
     else:
-        base = getattr(TargetConfig, given["preset"])()
+        base = getattr(TargetConfig, given["preset"] or "paper")()
     values = base.to_dict()
     for f in dataclasses.fields(TargetConfig):
         if f.name != "tvl1" and given[f.name] is not None:
@@ -149,6 +150,12 @@ def run_targets(args: Any) -> int:
     from .extract import write_targets
     from .files import check_writable
 
+    if Path(args.out).suffix != ".safetensors":
+        raise ValueError(
+            f"--out is {args.out!r}; must end in .safetensors, which is what it will be"
+        )
+    if args.overlap and not args.all:
+        raise ValueError(f"--overlap is {args.overlap}, which needs --all")
     check_writable(args.out)
     job = build_job(args, args.all, args.overlap)
     with progress_bar("flow", job.pairs, "pairs") as advance:
@@ -157,17 +164,22 @@ def run_targets(args: Any) -> int:
     for name, shape in report.shapes.items():
         if not name.endswith((".mean", ".std")):
             console.print(f"  {name:<12} {list(shape)}", highlight=False, markup=False)
-    if report.visible is not None:
-        console.print(f"  {report.visible:.1%} of the tracks count in the loss", highlight=False)
-    if job.config.camera_motion and report.pairs:
-        console.print(
-            f"  camera motion removed from {report.pairs - report.still} of {report.pairs} pairs"
-            + (" (the others gave no homography and keep it)" if report.still else ""),
-            highlight=False,
-        )
+    _say(console, job.config, report.visible, report.pairs, report.still)
     plural = "" if report.clips == 1 else "s"
     console.print(f"{report.clips} clip{plural} of {args.video} -> {args.out}", highlight=False)
     return 0
+
+
+def _say(console: Any, config: TargetConfig, visible: float | None, pairs: int, still: int) -> None:
+    """How much of a clip can be used."""
+    if visible is not None:
+        console.print(f"  {visible:.1%} of the tracks stay in view", highlight=False)
+    if config.camera_motion and pairs:
+        console.print(
+            f"  camera motion removed from {pairs - still} of {pairs} pairs"
+            + (" (the others gave no homography and keep it)" if still else ""),
+            highlight=False,
+        )
 
 
 def run_show(args: Any) -> int:
@@ -184,8 +196,10 @@ def run_show(args: Any) -> int:
         raise ValueError("--length is 0, which leaves no track to show")
     with progress_bar("flow", job.pairs, "pairs") as advance:
         (one,) = job.measure(advance)
-    save(one, job.config, args.out, args.backend)
-    Console(soft_wrap=True).print(f"tracks of {args.video} -> {args.out}", highlight=False)
+    visible = save(one, job.config, args.out, args.backend)
+    console = Console(soft_wrap=True)
+    _say(console, job.config, visible, job.pairs, one.still)
+    console.print(f"tracks of {args.video} -> {args.out}", highlight=False)
     return 0
 
 
@@ -272,3 +286,37 @@ def fail(error: BaseException) -> int:
     """Say what went wrong in one line; returns the exit status."""
     print(f"mme: error: {error}", file=sys.stderr)
     return 1
+
+
+COMMANDS = {
+    "targets": Command(
+        "make motion targets of a video",
+        "mme targets VIDEO --out FILE.safetensors [option ...]",
+        "Make motion targets of a video and write them (safetensors).",
+        _add_targets,
+        run_targets,
+    ),
+    "show": Command(
+        "draw tracks: a picture, a video or a page",
+        "mme show VIDEO --out FILE.png|.mp4|.html [option ...]",
+        "Draw the tracks of a clip over its frames (Figs. 4 and 6).",
+        _add_show,
+        run_show,
+    ),
+    "demo": Command(
+        "the whole of it on a small rendered scene",
+        "mme demo [--out DIR]",
+        "Render a scene with known motion, make targets and pictures of it, and print how far the "
+        "tracks are from the truth.",
+        _add_demo,
+        run_demo,
+    ),
+    "doctor": Command(
+        "what runs here, and why the rest does not",
+        "mme doctor [--json]",
+        "What runs here, and why the rest does not.",
+        _add_doctor,
+        run_doctor,
+    ),
+}
+"""Every command that this package gives to `mme`."""

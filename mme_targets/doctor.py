@@ -60,7 +60,7 @@ def _cpu() -> dict[str, Any]:
     try:
         native = import_module("mme_targets._cpu")
         return {**found, "built": True, "isa": native.isa(), "isas": list(native.isas())}
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         return {**found, "built": False, "reason": str(error)}
 
 
@@ -90,7 +90,8 @@ def render(found: dict[str, Any]) -> None:
     facts.add_row("cuda floor", state)
     facts.add_row("devices", ", ".join(cuda["devices"]) or "no CUDA device")
     for name, value in found["environment"].items():
-        facts.add_row(name, value)
+        known = name != "MME_BACKEND" or value in ("auto", *FLOORS)
+        facts.add_row(name, value if known else f"{value} ([red]no such backend[/])")
     console.print(facts)
 
     reasons: dict[str, int] = {}

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .backends import choose
 from .config import TargetConfig
 from .files import atomic_path, check_writable
 from .ops.camera_motion import flow_and_camera
@@ -252,6 +253,8 @@ def write_targets(
     from safetensors.torch import save_file
 
     check_writable(out)
+    for operation in ("trajectories", "hog", "patch_norm"):
+        choose(operation, torch.empty(0), backend)  # what cannot run says so before the work
     make = MotionTargets(job.config, backend=backend)
     made: list[Targets] = []
     clips: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from .arrays import Array, as_tensor, check_dtype, check_rank
+from .backends import check_name
 from .config import TargetConfig
 from .ops.camera_motion import flow_and_camera
 from .ops.optical_flow import optical_flow
@@ -30,6 +32,7 @@ class MotionTargets(nn.Module):
     def __init__(self, config: TargetConfig | None = None, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config if config is not None else TargetConfig.paper()
+        check_name(backend)
         self.backend = backend
         self.names = names(self.config)
         self.plan = ClipPlan.build(self.config)
@@ -204,6 +207,14 @@ class MotionTargets(nn.Module):
                 f"F = {count} frames of the plan (frames={config.frames}, stride={config.stride}, "
                 f"length={config.length})"
             )
+        if (
+            images.dtype == torch.float32
+            and images.device.type == "cpu"
+            and images.numel()
+            and not torch.compiler.is_compiling()
+            and 0 < float(images.max()) <= 1
+        ):
+            warnings.warn("frames lie in 0 to 1; they are read as 0 to 255", stacklevel=3)
         height, width = images.shape[-2:]
         if config.region == "crop" and (
             height % config.patch or width % config.patch or not height

@@ -23,8 +23,10 @@ def check_kind(path: str | os.PathLike[str]) -> None:
 
 def save(
     one: Measured, config: TargetConfig, path: str | os.PathLike[str], backend: str = "auto"
-) -> None:
+) -> float:
     """Draw the tracks of one clip (Figs. 4 and 6) as `path` ends: .png, .mp4 or .html.
+
+    Returns the share of tracks that stay in view.
 
     Raises
     ------
@@ -59,3 +61,4 @@ def save(
             backend=backend,
         )
         save_html(one.clip, tracks, hog, path)
+    return float(found.visible.float().mean())

@@ -40,14 +40,14 @@ def test_targets(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_all_with_overlap(video: Path, tmp_path: Path) -> None:
-    out = tmp_path / "t"
+    out = tmp_path / "t.safetensors"
     line = ["targets", str(video), "--out", str(out), "--all", "--overlap", "4", *QUICK]
     assert main(line) == 0
     assert load_file(out)["position"].shape[0] == 4
 
 
 def test_config_file_and_overrides(video: Path, tmp_path: Path) -> None:
-    out, file = tmp_path / "t", tmp_path / "c.yaml"
+    out, file = tmp_path / "t.safetensors", tmp_path / "c.yaml"
     base = TargetConfig.ssv2(frames=4, size=64, flow="dis", camera_motion=False)
     file.write_text(base.to_yaml())
     line = ["targets", str(video), "--out", str(out), "--config", str(file), "--length", "2"]
@@ -58,8 +58,23 @@ def test_config_file_and_overrides(video: Path, tmp_path: Path) -> None:
     )
 
 
+def test_dashes_are_taken_in_names(video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.safetensors"
+    line = ["targets", str(video), "--out", str(out), "--camera-motion=false", "--loss-mask"]
+    assert main([*line, "false", *QUICK[:-2]]) == 0
+    config = read_metadata(out)["config"]
+    assert (config["camera_motion"], config["loss_mask"]) == (False, False)
+
+
+def test_general_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "doctor" in capsys.readouterr().out
+
+
 def test_preset(video: Path, tmp_path: Path) -> None:
-    out = tmp_path / "t"
+    out = tmp_path / "t.safetensors"
     line = ["targets", str(video), "--out", str(out), "--preset", "ssv2", "--size", "64"]
     assert main([*line, "--flow", "dis", "--camera_motion", "false"]) == 0
     assert read_metadata(out)["config"]["stride"] == 3
@@ -72,12 +87,16 @@ def test_show(video: Path, tmp_path: Path, kind: str) -> None:
     assert out.stat().st_size > 1000
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["cpu"]["isa"] in found["cpu"]["isas"]
     assert found["operations"]["trajectories"]["cpu"] is None
     assert set(found["operations"]["hog"]) == {"reference", "cpu", "triton", "cuda"}
+    monkeypatch.setenv("MME_BACKEND", "gpu")
+    assert main(["doctor"]) == 0
+    assert "no such backend" in capsys.readouterr().out
+    monkeypatch.delenv("MME_BACKEND")
     assert main(["doctor"]) == 0
     assert "trajectories" in capsys.readouterr().out
 
@@ -85,14 +104,20 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("targets missing.mp4 --out {tmp}/t", "missing.mp4"),
-        ("targets {video} --out {tmp}/no/t", "cannot be written"),
-        ("targets {video} --out {tmp}/t --length 99", "TargetConfig.length is 99"),
-        ("targets {video} --out {tmp}/t --grid 5", "TargetConfig.grid is 5"),
-        ("targets {video} --out {tmp}/t --crop left", "--crop is 'left'"),
-        ("targets {video} --out {tmp}/t --start 99", "start is 99"),
-        ("targets {video} --out {tmp}/t --config {tmp}/no.yaml", "no.yaml"),
-        ("targets {video} --out {tmp}/t --backend cuda --flow dis --size 64", "backend='cuda'"),
+        ("targets missing.mp4 --out {tmp}/t.safetensors", "missing.mp4"),
+        ("targets {video} --out {tmp}/no/t.safetensors", "cannot be written"),
+        ("targets {video} --out {tmp}/t.safetensors --length 99", "TargetConfig.length is 99"),
+        ("targets {video} --out {tmp}/t.safetensors --grid 5", "TargetConfig.grid is 5"),
+        ("targets {video} --out {tmp}/t.safetensors --crop left", "--crop is 'left'"),
+        ("targets {video} --out {tmp}/t.safetensors --start 99", "start is 99"),
+        ("targets {video} --out {tmp}/t.safetensors --config {tmp}/no.yaml", "no.yaml"),
+        (
+            "targets {video} --out {tmp}/t.safetensors --backend cuda --flow dis --size 64",
+            "backend='cuda'",
+        ),
+        ("targets {video} --out {tmp}/t.safetensors --backend gpu", "backend is 'gpu'"),
+        ("targets {video} --out {tmp}/t.npz", "must end in .safetensors"),
+        ("targets {video} --out {tmp}/t.safetensors --overlap 4", "needs --all"),
         ("show {video} --out {tmp}/t.gif", "must end in"),
         ("show {video} --out {tmp}/t.png --length 0", "leaves no track"),
     ],
@@ -108,12 +133,12 @@ def test_errors_are_one_line(
     assert not [p for p in tmp_path.iterdir() if p.name != "no.yaml"], "nothing is left behind"
 
 
-@pytest.mark.parametrize("line", ["targets {video} --out x --lenght 3", "nonsense", ""])
+@pytest.mark.parametrize("line", ["targets {video} --out x --lenght 3", "targets", "nonsense", ""])
 def test_wrong_usage(video: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([word.format(video=video) for word in line.split()])
     assert stop.value.code == 2
-    assert "--help" in capsys.readouterr().err
+    assert "usage: mme " in capsys.readouterr().err
 
 
 def test_help_names_every_constant(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +153,7 @@ def test_interrupted_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:
     video = shared_data / "videos" / "kinetics_340x256.mp4"
     line = [sys.executable, "-m", "mme_model.cli", "targets", str(video)]
     process = subprocess.Popen(
-        [*line, "--out", str(tmp_path / "t"), "--all"],
+        [*line, "--out", str(tmp_path / "t.safetensors"), "--all"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},

@@ -401,3 +401,15 @@ def test_sizes_that_hold_no_whole_patches_are_refused() -> None:
         MotionTargets(config)(frames, flow=flow)
     with pytest.raises(ValueError, match="crop is None"):
         MotionTargets(small(region="frame", size=32))(*inputs(small())[:1])
+
+
+def test_frames_in_0_to_1_are_warned_of() -> None:
+    config = small()
+    frames, flow = inputs(config)
+    with pytest.warns(UserWarning, match="0 to 255"):
+        MotionTargets(config)(frames.float() / 255, flow=flow)
+
+
+def test_unknown_backend_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="backend is 'gpu'"):
+        MotionTargets(small(), backend="gpu")

@@ -9,6 +9,9 @@ namespace mme {
 namespace MME_ISA {
 namespace {
 
+// Tracks that one thread takes at a time: enough to be worth its while, few enough to balance.
+constexpr long kRun = 224;
+
 struct Plane {
   const float* data;
   long width;
@@ -77,6 +80,30 @@ MME_LANE F clip_to(F value, float bound) { return vmin(vmax(value, set(-bound)),
 
 MME_LANE F floor_of(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 
+// Median and clip of nine values, and whether all of them are finite.
+MME_LANE Samples median_of(const F (&v)[9], float bound) {
+  // A sum of what times zero gives: NaN as soon as one is not finite.
+  F sum = _mm256_mul_ps(v[0], set(0.f));
+  for (int i = 1; i < 9; ++i) sum = _mm256_add_ps(sum, _mm256_mul_ps(v[i], set(0.f)));
+  return {clip_to(median9(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]), bound),
+          finite(sum)};
+}
+
+// Three neighbours in the row of each of eight tracks: four values a load, then columns from rows.
+// The fourth is read, so it must exist, and not used.
+MME_LANE void three_columns(const float* plane, const int32_t (&start)[8], F* out) {
+  F r[4];
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(plane + start[i])),
+                                _mm_loadu_ps(plane + start[i + 4]), 1);
+  }
+  const F a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpacklo_ps(r[2], r[3]);
+  const F c = _mm256_unpackhi_ps(r[0], r[1]), d = _mm256_unpackhi_ps(r[2], r[3]);
+  out[0] = _mm256_shuffle_ps(a, b, 0x44);
+  out[1] = _mm256_shuffle_ps(a, b, 0xee);
+  out[2] = _mm256_shuffle_ps(c, d, 0x44);
+}
+
 // `filtered` of csrc/common for eight tracks that read one plane.
 template <bool kMedian>
 MME_LANE Samples filtered8(const float* plane, I x, I y, int width, int height, float bound) {
@@ -91,21 +118,27 @@ MME_LANE Samples filtered8(const float* plane, I x, I y, int width, int height, 
     return {clip_to(v, bound), finite(v)};
   }
   y = vmin(vmax(y, zero), bottom);
-  const I x0 = column(_mm256_sub_epi32(x, one)), x2 = column(_mm256_add_epi32(x, one));
   const I y0 = row(_mm256_sub_epi32(y, one)), y2 = row(_mm256_add_epi32(y, one));
-  const auto at = [&](I a, I b) { return gather(plane, _mm256_add_epi32(a, b)); };
-  const F a = at(y0, x0), b = at(y0, x), c = at(y0, x2);
-  const F d = at(y1, x0), e = at(y1, x), f = at(y1, x2);
-  const F g = at(y2, x0), h = at(y2, x), i = at(y2, x2);
-  // A sum of what times zero gives: NaN as soon as one is not finite.
-  const F sum = _mm256_add_ps(
-      _mm256_add_ps(
-          _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(a, set(0.f)), _mm256_mul_ps(b, set(0.f))),
-                        _mm256_add_ps(_mm256_mul_ps(c, set(0.f)), _mm256_mul_ps(d, set(0.f)))),
-          _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(e, set(0.f)), _mm256_mul_ps(f, set(0.f))),
-                        _mm256_add_ps(_mm256_mul_ps(g, set(0.f)), _mm256_mul_ps(h, set(0.f))))),
-      _mm256_mul_ps(i, set(0.f)));
-  return {clip_to(median9(a, b, c, d, e, f, g, h, i), bound), finite(sum)};
+  const I x0 = _mm256_sub_epi32(x, one);
+  F v[9];
+  // Away from the sides, 0 < x < width - 2, rows are loaded whole, which costs less than gathers.
+  const I beside =
+      _mm256_or_si256(_mm256_cmpgt_epi32(one, x), _mm256_cmpgt_epi32(x, set(width - 3)));
+  if (_mm256_testz_si256(beside, beside)) {
+    alignas(32) int32_t start[8];
+    const I rows[3] = {y0, y1, y2};
+    for (int i = 0; i < 3; ++i) {
+      _mm256_store_si256(reinterpret_cast<I*>(start), _mm256_add_epi32(rows[i], x0));
+      three_columns(plane, start, v + 3 * i);
+    }
+  } else {
+    const I columns[3] = {column(x0), x, column(_mm256_add_epi32(x, one))};
+    const I rows[3] = {y0, y1, y2};
+    for (int i = 0; i < 9; ++i) {
+      v[i] = gather(plane, _mm256_add_epi32(rows[i / 3], columns[i % 3]));
+    }
+  }
+  return median_of(v, bound);
 }
 
 template <bool kMedian, bool kBilinear>
@@ -132,57 +165,70 @@ MME_LANE Samples sampled8(const float* plane, F x, F y, int width, int height, f
           both(both(a.finite, b.finite), both(c.finite, d.finite))};
 }
 
-// Eight tracks that follow the same pairs, all of which exist.
+// Pairs (u, v) of eight tracks, `stride` apart.
+MME_LANE void put(float* out, long stride, F u, F v) {
+  const F low = _mm256_unpacklo_ps(u, v), high = _mm256_unpackhi_ps(u, v);
+  const auto two = [&](int lane, __m128 pairs) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(out + lane * stride), pairs);
+    _mm_storeh_pi(reinterpret_cast<__m64*>(out + (lane + 1) * stride), pairs);
+  };
+  two(0, _mm256_castps256_ps128(low)), two(2, _mm256_castps256_ps128(high));
+  two(4, _mm256_extractf128_ps(low, 1)), two(6, _mm256_extractf128_ps(high, 1));
+}
+
+// A run of 8 * `groups` tracks that follow the same pairs, all of which exist. The steps are the
+// outer loop: a track's next step waits for what its last one reads, the other tracks' do not, so
+// that the cache misses of a run overlap.
 template <bool kMedian, bool kBilinear>
-void track_eight(const Clip& clip, long r) {
+void track_run(const Clip& clip, long r, long groups) {
   const int width = static_cast<int>(clip.n.width), height = static_cast<int>(clip.n.height);
   const long length = clip.n.length;
   const int32_t* pairs = clip.steps + clip.starts[r] * length;
   const F zero = set(0.f), w = to_float(set(width)), h = to_float(set(height));
   const I even = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
-  F x = gather(clip.seeds + 2 * r, even), y = gather(clip.seeds + 2 * r + 1, even);
-
-  alignas(32) float column[8], line[8];
-  const auto put = [&](float* out, long stride, F u, F v) {
-    _mm256_store_ps(column, u), _mm256_store_ps(line, v);
-    for (int lane = 0; lane < 8; ++lane) {
-      out[lane * stride] = column[lane], out[lane * stride + 1] = line[lane];
-    }
-  };
-  const auto inside8 = [&] {
-    return both(both(lt(zero, x), lt(x, w)), both(lt(zero, y), lt(y, h)));
+  F x[kRun / 8], y[kRun / 8];
+  Mask alive[kRun / 8], seen[kRun / 8];
+  const auto inside8 = [&](F a, F b) {
+    return both(both(lt(zero, a), lt(a, w)), both(lt(zero, b), lt(b, h)));
   };
   float* point = clip.points + r * (length + 1) * 2;
   float* move = clip.displacements + r * length * 2;
-  put(point, (length + 1) * 2, x, y);
-  Mask alive = all_lanes(), seen = inside8();
-  for (long step = 0; step < length; ++step) {
-    const Samples dx =
-        sampled8<kMedian, kBilinear>(clip.plane(pairs[step], 0), x, y, width, height, clip.bound);
-    const Samples dy =
-        sampled8<kMedian, kBilinear>(clip.plane(pairs[step], 1), x, y, width, height, clip.bound);
-    alive = both(alive, both(dx.finite, dy.finite));
-    const F u = where(alive, dx.value), v = where(alive, dy.value);
-    x = _mm256_add_ps(x, u), y = _mm256_add_ps(y, v);
-    seen = both(seen, inside8());
-    put(move + 2 * step, length * 2, u, v);
-    put(point + 2 * step + 2, (length + 1) * 2, x, y);
+  for (long g = 0; g < groups; ++g) {
+    x[g] = gather(clip.seeds + 2 * (r + 8 * g), even);
+    y[g] = gather(clip.seeds + 2 * (r + 8 * g) + 1, even);
+    alive[g] = all_lanes(), seen[g] = inside8(x[g], y[g]);
+    put(point + 8 * g * (length + 1) * 2, (length + 1) * 2, x[g], y[g]);
   }
-  const int shown = bits(both(alive, seen));
-  for (int lane = 0; lane < 8; ++lane) clip.visible[r + lane] = (shown >> lane) & 1;
+  for (long step = 0; step < length; ++step) {
+    const float *across = clip.plane(pairs[step], 0), *down = clip.plane(pairs[step], 1);
+    for (long g = 0; g < groups; ++g) {
+      const Samples dx =
+          sampled8<kMedian, kBilinear>(across, x[g], y[g], width, height, clip.bound);
+      const Samples dy = sampled8<kMedian, kBilinear>(down, x[g], y[g], width, height, clip.bound);
+      alive[g] = both(alive[g], both(dx.finite, dy.finite));
+      const F u = where(alive[g], dx.value), v = where(alive[g], dy.value);
+      x[g] = _mm256_add_ps(x[g], u), y[g] = _mm256_add_ps(y[g], v);
+      seen[g] = both(seen[g], inside8(x[g], y[g]));
+      put(move + (8 * g * length + step) * 2, length * 2, u, v);
+      put(point + (8 * g * (length + 1) + step + 1) * 2, (length + 1) * 2, x[g], y[g]);
+    }
+  }
+  for (long g = 0; g < groups; ++g) {
+    const int shown = bits(both(alive[g], seen[g]));
+    for (int lane = 0; lane < 8; ++lane) clip.visible[r + 8 * g + lane] = (shown >> lane) & 1;
+  }
 }
 
-// Whether eight tracks from r on can go together.
-bool together(const Clip& clip, long r, long end) {
-  if (r + 8 > end || clip.n.height * clip.n.width > INT32_MAX) return false;
+// How many tracks from r on can go together, in eights: those that follow the pairs of track r.
+long run_length(const Clip& clip, long r, long end) {
+  if (clip.n.height * clip.n.width > INT32_MAX) return 0;
   const int32_t start = clip.starts[r];
-  for (int lane = 1; lane < 8; ++lane) {
-    if (clip.starts[r + lane] != start) return false;
-  }
   for (long step = 0; step < clip.n.length; ++step) {
-    if (!clip.plane(clip.steps[start * clip.n.length + step], 0)) return false;
+    if (!clip.plane(clip.steps[start * clip.n.length + step], 0)) return 0;
   }
-  return true;
+  long next = r + 1;
+  while (next < end && next < r + kRun && clip.starts[next] == start) ++next;
+  return (next - r) / 8 * 8;
 }
 
 #endif
@@ -192,8 +238,8 @@ void track_range(const Clip& clip, long begin, long end) {
   long r = begin;
   while (r < end) {
 #if defined(MME_SIMD)
-    if (together(clip, r, end)) {
-      track_eight<kMedian, kBilinear>(clip, r), r += 8;
+    if (const long run = run_length(clip, r, end)) {
+      track_run<kMedian, kBilinear>(clip, r, run / 8), r += run;
       continue;
     }
 #endif
@@ -204,13 +250,11 @@ void track_range(const Clip& clip, long begin, long end) {
 void tracks(const float* flow, const float* seeds, const int32_t* starts, const int32_t* steps,
             TrackSizes n, TrackOptions options, float* points, float* displacements, bool* visible,
             int threads) {
-  // A piece: enough tracks to be worth a thread's while, few enough to balance.
-  constexpr long kPiece = 224;
-  const long pieces = (n.tracks + kPiece - 1) / kPiece;
+  const long pieces = (n.tracks + kRun - 1) / kRun;
   parallel_for(n.batch * pieces, 1, threads, [&](long first, long last) {
     for (long piece = first; piece < last; ++piece) {
-      const long b = piece / pieces, begin = piece % pieces * kPiece;
-      const long end = begin + kPiece < n.tracks ? begin + kPiece : n.tracks;
+      const long b = piece / pieces, begin = piece % pieces * kRun;
+      const long end = begin + kRun < n.tracks ? begin + kRun : n.tracks;
       const long row = n.seed_batches > 1 ? b : 0;
       const Clip clip{flow + b * n.pairs * 2 * n.height * n.width,
                       seeds + row * n.tracks * 2,

@@ -7,6 +7,7 @@ names the floor for every call that leaves it to "auto" and whose operation has 
 
 from __future__ import annotations
 
+import importlib
 import os
 from functools import cache
 from types import ModuleType
@@ -50,9 +51,14 @@ def unavailable(floor: str, device: str) -> str | None:
 @cache
 def _unbuilt(module: str) -> str | None:
     try:
-        __import__(f"mme_targets.{module}")
+        native = importlib.import_module(f"mme_targets.{module}")
     except ImportError as error:
         return f"mme_targets.{module} is not built or does not load ({error})"
+    if module == "_cpu":
+        try:
+            native.isa()
+        except RuntimeError as error:
+            return str(error)
     return None
 
 
@@ -65,6 +71,13 @@ def _no_triton() -> str | None:
     return None
 
 
+def check_name(backend: str) -> None:
+    """Raise `ValueError` unless `backend` is "auto" or a floor."""
+    if backend not in ("auto", *FLOORS):
+        names = ", ".join(repr(name) for name in ("auto", *FLOORS))
+        raise ValueError(f"backend is {backend!r}; must be one of {names}")
+
+
 def choose(operation: str, tensor: torch.Tensor, backend: str) -> str:
     """The floor that runs `operation` on `tensor`.
 
@@ -73,9 +86,7 @@ def choose(operation: str, tensor: torch.Tensor, backend: str) -> str:
     ValueError
         If `backend` is no floor, or the floor it names cannot run; the message says why.
     """
-    if backend not in ("auto", *FLOORS):
-        names = ", ".join(repr(name) for name in ("auto", *FLOORS))
-        raise ValueError(f"backend is {backend!r}; must be one of {names}")
+    check_name(backend)
     device, offered = tensor.device.type, OPERATIONS[operation]
     asked = backend
     if backend == "auto":

@@ -245,7 +245,10 @@ def _check(images: torch.Tensor, name: str, options: HistogramOptions, sobel: bo
     check_choice(options.padding, "padding", ("reflect", "replicate"))
     height, width = images.shape[-2:]
     if min(height, width) < options.cell:
-        raise ValueError(f"{name} is {height}x{width} px, which holds no cell of {options.cell}")
+        hint = "; channels come before height and width" if width in (1, 2, 3, 4) else ""
+        raise ValueError(
+            f"{name} is {height}x{width} px, which holds no cell of {options.cell}{hint}"
+        )
     if sobel and options.padding == "reflect" and min(height, width) < 2:
         raise ValueError(f"{name} is {height}x{width} px; padding='reflect' needs 2 px each way")
 
