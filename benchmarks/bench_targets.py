@@ -13,7 +13,10 @@ from . import peers
 from .harness import Case, Peer, Setting, Work, close, ends, smooth_flow, textured_frames
 
 LIMIT_HOG = 40
-NOTES: dict[str, str] = {}
+NOTES = {
+    "cpu": "HOG is more than half; the rest is tracks, the norm, and torch's gather of 216-byte rows "
+    "and index arithmetic between them, each of which waits for both threads",
+}
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -63,7 +66,9 @@ def _case(
     return Case(
         stage="targets",
         operation="MotionTargets",
-        name=setting.label(len(frames), f"{frames.shape[1]} frames, {flow.shape[1]} flows to tokens"),
+        name=setting.label(
+            len(frames), f"{frames.shape[1]} frames, {flow.shape[1]} flows to tokens"
+        ),
         floor=floor,
         run=lambda: module(frames, flow=flow),
         check=check,

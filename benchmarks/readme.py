@@ -87,7 +87,9 @@ def cells(row: Entry) -> list[str]:
         return [*head, f"FAILED: {row['error']}", "", "", asked(row), ""]
     if row["extra_ms"] is not None:
         extra = row["extra_ms"]
-        ratio = f"{extra['median'] / 1e3:+.2f} s [{extra['low'] / 1e3:+.2f}–{extra['high'] / 1e3:+.2f}]"
+        ratio = (
+            f"{extra['median'] / 1e3:+.2f} s [{extra['low'] / 1e3:+.2f}–{extra['high'] / 1e3:+.2f}]"
+        )
     elif row["ratio"] is not None:
         ratio = f"{number(row['ratio']['median'])}x"
         ratio += f" [{number(row['ratio']['low'])}–{number(row['ratio']['high'])}]"
@@ -107,7 +109,9 @@ def notes(rows: Iterable[Entry]) -> list[str]:
     for row in rows:
         if row["passed"] and row["note"]:
             away = f", {number(row['distance'])}x its floor" if row["distance"] else ""
-            said.setdefault((row["case"], row["floor"]), f"{row['case']} ({row['floor']}{away}): {row['note']}.")
+            said.setdefault(
+                (row["case"], row["floor"]), f"{row['case']} ({row['floor']}{away}): {row['note']}."
+            )
     return list(said.values())
 
 
@@ -125,7 +129,9 @@ def speed(rows: Sequence[Entry]) -> str:
         parts.append(f"**{device}**{threads}; {origin(group)}.\n")
         parts.append("| | floor | beside | ours, ms | theirs, ms | faster | asked | × its floor |")
         parts.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        parts += ["| " + " | ".join(c.replace("|", "/") for c in cells(row)) + " |" for row in group]
+        parts += [
+            "| " + " | ".join(c.replace("|", "/") for c in cells(row)) + " |" for row in group
+        ]
         parts += ["", *(f"- {note}" for note in notes(group)), ""]
     return "\n".join(parts)
 
@@ -137,7 +143,9 @@ def origin(rows: Iterable[Entry]) -> str:
         + (" with changes" if row["meta"]["dirty"] else "")
         for row in rows
     }
-    listed = [f"[{name}](benchmarks/results/{name}), commit {at}" for name, at in sorted(runs.items())]
+    listed = [
+        f"[{name}](benchmarks/results/{name}), commit {at}" for name, at in sorted(runs.items())
+    ]
     return "; ".join(listed)
 
 
@@ -202,7 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after = render(before, given.results)
     if given.check:
         if before != after:
-            print(f"{given.readme} is out of date: run python -m benchmarks.readme", file=sys.stderr)
+            print(
+                f"{given.readme} is out of date: run python -m benchmarks.readme", file=sys.stderr
+            )
         return int(before != after)
     if before != after:
         given.readme.write_text(after)
