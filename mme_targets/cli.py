@@ -71,14 +71,28 @@ def _add_video(parser: Any, out: str) -> None:
                         help="YAML or JSON of constants, in place of the preset")  # fmt: skip
 
 
-def _add_constants(parser: Any) -> None:
+def _add_flow(parser: Any) -> None:
+    parser.add_argument("video", type=str, metavar="VIDEO", help="a video file")
+    parser.add_argument("--out", type=str, required=True, metavar="FILE|DIR",
+                        help=".mp4: colours beside the frames; .npz: arrays; a folder: one .flo a "
+                        "pair")  # fmt: skip
+    parser.add_argument("--start", type=int, default=0, metavar="N",
+                        help="raw index of the first frame")  # fmt: skip
+    parser.add_argument("--count", type=typing.Optional[int], default=None, metavar="N",  # noqa: UP045
+                        help="pairs of neighbouring frames (default: all to the end)")  # fmt: skip
+    parser.add_argument("--short_side", type=typing.Optional[int], default=None, metavar="N",  # noqa: UP045
+                        help="resize the short side to this, px (default: as it is)")  # fmt: skip
+    _add_constants(parser, ("flow", "camera_motion", "detector", "bound"))
+
+
+def _add_constants(parser: Any, names: tuple[str, ...] = ()) -> None:
     for cls, prefix in ((TargetConfig, ""), (Tvl1Config, "tvl1.")):
         group = parser.add_argument_group(
             "constants of the paper" if not prefix else "TV-L1, for --flow tvl1"
         )
         docs, defaults, hints = field_docs(cls), cls(), typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
-            if f.name == "tvl1":
+            if f.name == "tvl1" or (names and not prefix and f.name not in names):
                 continue
             value = getattr(defaults, f.name)
             plain = ",".join(value) if isinstance(value, tuple) else json.dumps(value)
@@ -110,15 +124,15 @@ def field_docs(cls: type) -> dict[str, str]:
 def build_config(args: Any) -> TargetConfig:
     """The preset or file, with what the command line says on top."""
     given = args.as_dict()
-    if given["config"] is not None:
+    if given.get("config") is not None:
         if given["preset"] is not None:
             raise ValueError("--config and --preset are both given; constants start from one")
         base = TargetConfig.load(given["config"])
     else:
-        base = getattr(TargetConfig, given["preset"] or "paper")()
+        base = getattr(TargetConfig, given.get("preset") or "paper")()
     values = base.to_dict()
     for f in dataclasses.fields(TargetConfig):
-        if f.name != "tvl1" and given[f.name] is not None:
+        if f.name != "tvl1" and given.get(f.name) is not None:
             value = given[f.name]
             values[f.name] = value.split(",") if f.name == "targets" else value
     for name, value in given["tvl1"].items():
@@ -200,6 +214,27 @@ def run_show(args: Any) -> int:
     console = Console(soft_wrap=True)
     _say(console, job.config, visible, job.pairs, one.still)
     console.print(f"tracks of {args.video} -> {args.out}", highlight=False)
+    return 0
+
+
+def run_flow(args: Any) -> int:
+    """`mme flow`."""
+    from rich.console import Console
+
+    from .flow_files import FlowJob, write_flow
+
+    job = FlowJob(
+        args.video,
+        build_config(args),
+        start=args.start,
+        count=args.count,
+        short_side=args.short_side,
+    )
+    with progress_bar("flow", job.pairs, "pairs") as advance:
+        still = write_flow(job, args.out, advance)
+    console = Console(soft_wrap=True)
+    _say(console, job.config, None, job.pairs, still)
+    console.print(f"flow of {job.pairs} pairs of {args.video} -> {args.out}", highlight=False)
     return 0
 
 
@@ -302,6 +337,13 @@ COMMANDS = {
         "Draw the tracks of a clip over its frames (Figs. 4 and 6).",
         _add_show,
         run_show,
+    ),
+    "flow": Command(
+        "optical flow: a video in colours, arrays, or .flo files",
+        "mme flow VIDEO --out FILE.mp4|FILE.npz|DIR [option ...]",
+        "Optical flow between neighbouring frames, before and after camera motion is removed.",
+        _add_flow,
+        run_flow,
     ),
     "demo": Command(
         "the whole of it on a small rendered scene",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -84,7 +84,7 @@ def _beside(path: Path) -> Path:
 
 def write_video(
     path: str | os.PathLike[str],
-    frames: torch.Tensor,
+    frames: torch.Tensor | Iterable[torch.Tensor],
     *,
     fps: float = 25.0,
     times: Sequence[float] | None = None,
@@ -96,7 +96,7 @@ def write_video(
     Parameters
     ----------
     path : a name whose ending FFmpeg knows: `.mp4`, `.mkv`, `.avi`.
-    frames : [T, 3, H, W] uint8, RGB.
+    frames : [T, 3, H, W] uint8, RGB; or an iterable of [3, H, W], which are written as they come.
     fps : frames per second.
     times : (T,) seconds, ascending, for a variable rate; None is constant at `fps`.
     crf : quality of H.264, 0 (lossless) to 51.
@@ -111,16 +111,22 @@ def write_video(
     """
     import av
 
-    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or not len(frames):
-        raise ValueError(
-            f"frames is {frames.dtype} {list(frames.shape)}; must be uint8 [T, 3, H, W], T > 0"
-        )
-    stamps = [round(i / fps * _TICKS) for i in range(len(frames))]
+    if isinstance(frames, torch.Tensor):
+        bad = frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8
+        if bad or not len(frames):
+            raise ValueError(
+                f"frames is {frames.dtype} {list(frames.shape)}; must be uint8 [T, 3, H, W], T > 0"
+            )
+    stamps: Iterable[int] = (round(i / fps * _TICKS) for i in itertools.count())
     if times is not None:
-        stamps = [round((t - times[0]) * _TICKS) for t in times]
-        if len(stamps) != len(frames) or any(a >= b for a, b in itertools.pairwise(stamps)):
-            raise ValueError(f"times must hold {len(frames)} ascending values")
-    height, width = frames.shape[2:]
+        listed = [round((t - times[0]) * _TICKS) for t in times]
+        count = len(frames) if isinstance(frames, torch.Tensor) else len(listed)
+        if len(listed) != count or any(a >= b for a, b in itertools.pairwise(listed)):
+            raise ValueError(f"times must hold {count} ascending values")
+        stamps = listed
+    pictures = iter(frames)
+    first = next(pictures)
+    height, width = first.shape[1:]
     h264 = "libx264" in av.codecs_available
     options = {"crf": str(crf)} if h264 else {"qscale": "2"}
     with atomic_path(path) as beside, av.open(os.fspath(beside), "w") as container:
@@ -129,7 +135,7 @@ def write_video(
         stream.width, stream.height = width, height
         stream.pix_fmt = pix_fmt or ("yuv444p" if (width | height) & 1 and h264 else "yuv420p")
         stream.codec_context.time_base = Fraction(1, _TICKS)
-        for picture, stamp in zip(frames, stamps, strict=True):
+        for picture, stamp in zip(itertools.chain([first], pictures), stamps, strict=False):
             array = picture.permute(1, 2, 0).contiguous().cpu().numpy()
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             frame.pts, frame.time_base = stamp, Fraction(1, _TICKS)

@@ -288,11 +288,16 @@ void median_row(const float* plane, int y, int width, int height, float* out) {
   };
   int x = 0;
 #if defined(MME_SIMD)
-  out[x] = at(x), ++x;
-  for (; x + 8 < width; x += 8) {
-    F v[9];
-    for (int i = 0; i < 9; ++i) v[i] = _mm256_loadu_ps(row[i / 3] + x + i % 3 - 1);
-    _mm256_storeu_ps(out + x, median9(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]));
+  if (width >= 10) {
+    const auto eight = [&](int left) {
+      F v[9];
+      for (int i = 0; i < 9; ++i) v[i] = _mm256_loadu_ps(row[i / 3] + left + i % 3 - 1);
+      _mm256_storeu_ps(out + left, median9(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]));
+    };
+    out[0] = at(0);
+    for (x = 1; x < width - 9; x += 8) eight(x);
+    eight(width - 9);  // may overlap the eight before
+    x = width - 1;
   }
 #endif
   for (; x < width; ++x) out[x] = at(x);
