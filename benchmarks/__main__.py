@@ -104,6 +104,8 @@ def measure(stages: Sequence[str], setting: Setting, effort: Effort) -> tuple[li
         try:
             for case in cases(stage, setting):
                 rows.extend(examine(case, clock, peaks, effort))
+                if clock.on_gpu:
+                    torch.cuda.empty_cache()  # what torch keeps, CuPy cannot have
         except Exception as error:  # building a case failed: the stage's other results stand
             said = f"{type(error).__name__}: {error}"[:300]
             rows.append(Row(stage, stage, "(making the cases)", "-", None, False, said))

@@ -1,4 +1,4 @@
-"""HOG, HOF, MBH and HOG in windows along tracks (Eq. 5, Appendix C), beside torch, OpenCV, skimage."""
+"""HOG, HOF, MBH and HOG in windows along tracks (Eq. 5, Appendix C), beside other libraries."""
 
 from __future__ import annotations
 
@@ -19,14 +19,10 @@ VOTE = 4 + 3 + 8 + 8 + 9
 ATAN_PEER = 20.0
 """Of other libraries' float32 sums and rounding, in multiples of the tests' tolerance."""
 NOTES = {
-    (
-        "hog",
-        "cpu",
-    ): "three quarters of the time are votes, a quarter the row sums of Sobel; both use "
-    "eight lanes where AVX-512 has sixteen, a square root occupies its unit for several cycles, and "
-    "the masks of nine bins are formed and consumed one by one",
-    ("trajectory_hog", "cpu"): "every window computes its own Sobel, ten rows of ten for eight by "
-    "eight, and the row sums of ten columns do not fill lanes",
+    ("hog", "cpu"): "three quarters of the time are votes, a quarter the row sums of Sobel; eight "
+    "lanes where AVX-512 has sixteen, and probably the square root, counted as one operation",
+    ("trajectory_hog", "cpu"): "every window computes its own Sobel, in rows of eight that hardly "
+    "fill the lanes; not profiled further",
 }
 """Operation and backend -> what keeps it from its floor."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ def _case(setting: Setting, frames: torch.Tensor, method: str) -> Case:
             cv2.cvtColor(np.ascontiguousarray(f.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
             for f in frames[0].numpy()
         ]
-        return [solver.calc(a, b, None) for a, b in zip(grey, grey[1:], strict=False)]
+        return [solver.calc(a, b, None) for a, b in itertools.pairwise(grey)]
 
     def check(result: torch.Tensor) -> None:
         """The texture moves by (-1, -2)."""

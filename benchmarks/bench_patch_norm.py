@@ -15,7 +15,7 @@ from .harness import Case, Peer, Setting, Work, close, ends
 TRACKS, FEATURES = 4, 162
 """K, and L x 3 x 9 values of the HOG along each track."""
 NOTES = {
-    "cpu": "three passes over values in the cache, a division each in the last, and eight lanes",
+    "cpu": "three passes over a patch in the cache, and a division a value; not profiled further",
 }
 
 

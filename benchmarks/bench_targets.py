@@ -14,8 +14,8 @@ from .harness import Case, Peer, Setting, Work, close, ends, smooth_flow, textur
 
 LIMIT_HOG = 40
 NOTES = {
-    "cpu": "HOG is more than half; the rest is tracks, the norm, and torch's gather of 216-byte rows "
-    "and index arithmetic between them, each of which waits for both threads",
+    "cpu": "HOG is more than half; the rest is tracks, the norm, and torch's gather of 108-byte "
+    "rows and index arithmetic between them, each of which waits for both threads",
 }
 
 

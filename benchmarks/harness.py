@@ -1,14 +1,14 @@
 """Measure an operation beside its peers and its floor, and report nothing that is wrong.
 
-A `Case` is an operation on one input, on one backend. It is checked first; when the check fails, the
-case becomes a row that says FAILED and nothing is timed. A peer does the same work with what a user
-would otherwise run, and is checked as well.
+A `Case` is an operation on one input, on one backend. It is checked first; when the check fails,
+the case becomes a row that says FAILED and nothing is timed. A peer does the same work with what a
+user would otherwise run, and is checked as well.
 
 Pairing. Ours and the peer take turns, A/B/A/B, in one process. A turn lasts `TURN_MS` or one call,
 whichever is longer; a call that is short is preceded by one that does not count, which brings back
-caches and threads. A turn's time is the median of its calls, a ratio that of two neighbouring turns,
-and what is reported is the median over the rounds with its quartiles. So a slow phase of the machine
-strikes both sides of a ratio, or one round only.
+caches and threads. A turn's time is the median of its calls, a ratio that of two neighbouring
+turns, and what is reported is the median over the rounds with its quartiles. So a slow phase of
+the machine strikes both sides of a ratio, or one round only.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Spread:
 class Clock:
     """Times calls on the CPU by the wall clock, on a GPU by events.
 
-    On a GPU the L2 cache is overwritten before each call, which also lets the host run ahead, so that
-    events enclose the device's work and not the wait for the host.
+    On a GPU the L2 cache is overwritten before each call, which also lets the host run ahead, so
+    that events enclose the device's work and little of the wait for the host.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -372,8 +372,8 @@ def ends(batch: torch.Tensor) -> torch.Tensor:
 def smooth_flow(batch: int, pairs: int, side: int, device: torch.device) -> torch.Tensor:
     """Flow [B, P, 2, H, W] of a few px: smooth motion and noise, in 1/64 px.
 
-    On that grid every float32 sum along a track is exact, so that all floors and peers round the same
-    positions the same way.
+    On that grid every float32 sum along a track is exact, so that all floors and peers round the
+    same positions the same way.
     """
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randn(pairs * 2, 1, 6, 6, generator=generator) * 3

@@ -1,7 +1,7 @@
-"""What a user would otherwise run, written as a competent one would: OpenCV, scikit-image, torch, CuPy.
+"""What a user would otherwise run, written as a competent one would.
 
-None of this comes from `mme_targets`; shapes and units are those of its contracts. Torch recipes run
-on any device and take whole batches.
+OpenCV, scikit-image, torch, CuPy; none of this comes from `mme_targets`. Shapes and units are those
+of its contracts. Torch recipes run on any device and take whole batches.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def torch_tokens(
 
     Points every 8 px, patches of 16: K = 4, row-major in the patch; tokens in (t, h, w) order.
     """
-    batch, _, channels, height, width = frames.shape
+    batch, height, width = len(frames), *frames.shape[-2:]
     columns, rows = (torch.arange(4.0, n, 8, device=frames.device) for n in (width, height))
     seeds = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).view(-1, 2)
     points, moves, visible = torch_tracks(flow, seeds, steps, bound)

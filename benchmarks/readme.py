@@ -105,13 +105,12 @@ def cells(row: Entry) -> list[str]:
 
 def notes(rows: Iterable[Entry]) -> list[str]:
     """What holds each case back, said once."""
-    said: dict[str, None] = {}
+    said: dict[tuple[str, str], str] = {}
     for row in rows:
         if row["passed"] and row["note"]:
-            away = f", {number(row['distance'])}x its floor" if row["distance"] else ""
-            said.setdefault(
-                (row["case"], row["floor"]), f"{row['case']} ({row['floor']}{away}): {row['note']}."
-            )
+            away = f", {number(row['distance'])} times its floor" if row["distance"] else ""
+            line = f"{row['case']} ({row['floor']}{away}): {row['note']}."
+            said.setdefault((row["case"], row["floor"]), line)
     return list(said.values())
 
 

@@ -104,36 +104,46 @@ MME_LANE void three_columns(const float* plane, const int32_t (&start)[8], F* ou
   out[2] = _mm256_shuffle_ps(c, d, 0x44);
 }
 
+// A pixel of the frame for each of eight tracks.
+struct Place {
+  I x, y;
+  // Whether all have three neighbours to the right of x - 1 and a row above and below; if so,
+  // `corner` is the index of the neighbour above left.
+  bool inner;
+  alignas(32) int32_t corner[8];
+
+  MME_LANE Place(I column, I row, int width, int height, bool median) {
+    x = vmin(vmax(column, set(0)), set(width - 1)), y = vmin(vmax(row, set(0)), set(height - 1));
+    const I outer = _mm256_or_si256(
+        _mm256_or_si256(_mm256_cmpgt_epi32(set(1), x), _mm256_cmpgt_epi32(x, set(width - 3))),
+        _mm256_or_si256(_mm256_cmpgt_epi32(set(1), y), _mm256_cmpgt_epi32(y, set(height - 2))));
+    inner = median && _mm256_testz_si256(outer, outer);
+    if (!inner) return;
+    const I at = _mm256_add_epi32(_mm256_mullo_epi32(y, set(width)), x);
+    _mm256_store_si256(reinterpret_cast<I*>(corner), _mm256_sub_epi32(at, set(width + 1)));
+    // Eight loads of an index each cost less than taking the vector apart, which compilers prefer.
+    asm("" : "+m"(corner));
+  }
+};
+
 // `filtered` of csrc/common for eight tracks that read one plane.
 template <bool kMedian>
-MME_LANE Samples filtered8(const float* plane, I x, I y, int width, int height, float bound) {
-  const I zero = set(0), right = set(width - 1), bottom = set(height - 1), one = set(1);
-  const I stride = set(width);
-  const auto column = [&](I i) { return vmin(vmax(i, zero), right); };
-  const auto row = [&](I i) { return _mm256_mullo_epi32(vmin(vmax(i, zero), bottom), stride); };
-  x = column(x);
-  const I y1 = row(y);
+MME_LANE Samples filtered8(const float* plane, const Place& at, int width, int height,
+                           float bound) {
+  const auto row = [&](I y) { return _mm256_mullo_epi32(y, set(width)); };
   if (!kMedian) {
-    const F v = gather(plane, _mm256_add_epi32(y1, x));
+    const F v = gather(plane, _mm256_add_epi32(row(at.y), at.x));
     return {clip_to(v, bound), finite(v)};
   }
-  y = vmin(vmax(y, zero), bottom);
-  const I y0 = row(_mm256_sub_epi32(y, one)), y2 = row(_mm256_add_epi32(y, one));
-  const I x0 = _mm256_sub_epi32(x, one);
   F v[9];
-  // Away from the sides, 0 < x < width - 2, rows are loaded whole, which costs less than gathers.
-  const I beside =
-      _mm256_or_si256(_mm256_cmpgt_epi32(one, x), _mm256_cmpgt_epi32(x, set(width - 3)));
-  if (_mm256_testz_si256(beside, beside)) {
-    alignas(32) int32_t start[8];
-    const I rows[3] = {y0, y1, y2};
-    for (int i = 0; i < 3; ++i) {
-      _mm256_store_si256(reinterpret_cast<I*>(start), _mm256_add_epi32(rows[i], x0));
-      three_columns(plane, start, v + 3 * i);
-    }
+  if (at.inner) {  // rows are loaded whole, which costs less than gathers
+    for (int i = 0; i < 3; ++i) three_columns(plane + i * width, at.corner, v + 3 * i);
   } else {
-    const I columns[3] = {column(x0), x, column(_mm256_add_epi32(x, one))};
-    const I rows[3] = {y0, y1, y2};
+    const I zero = set(0), one = set(1);
+    const I columns[3] = {vmax(_mm256_sub_epi32(at.x, one), zero), at.x,
+                          vmin(_mm256_add_epi32(at.x, one), set(width - 1))};
+    const I rows[3] = {row(vmax(_mm256_sub_epi32(at.y, one), zero)), row(at.y),
+                       row(vmin(_mm256_add_epi32(at.y, one), set(height - 1)))};
     for (int i = 0; i < 9; ++i) {
       v[i] = gather(plane, _mm256_add_epi32(rows[i / 3], columns[i % 3]));
     }
@@ -141,28 +151,44 @@ MME_LANE Samples filtered8(const float* plane, I x, I y, int width, int height, 
   return median_of(v, bound);
 }
 
+// Both components of the flow that eight tracks read at (x, y), and whether all of it was finite.
+struct Steps {
+  F u, v;
+  Mask finite;
+};
+
 template <bool kMedian, bool kBilinear>
-MME_LANE Samples sampled8(const float* plane, F x, F y, int width, int height, float bound) {
+MME_LANE Steps sampled8(const float* across, const float* down, F x, F y, int width, int height,
+                        float bound) {
   x = vmin(vmax(x, set(-1e6f)), set(1e6f)), y = vmin(vmax(y, set(-1e6f)), set(1e6f));
   const auto whole = [](F a) { return _mm256_cvttps_epi32(a); };
+  const auto place = [&](I i, I j) { return Place(i, j, width, height, kMedian); };
   if (!kBilinear) {
     const F half = set(0.5f);
-    return filtered8<kMedian>(plane, whole(floor_of(_mm256_add_ps(x, half))),
-                              whole(floor_of(_mm256_add_ps(y, half))), width, height, bound);
+    const Place at =
+        place(whole(floor_of(_mm256_add_ps(x, half))), whole(floor_of(_mm256_add_ps(y, half))));
+    const Samples u = filtered8<kMedian>(across, at, width, height, bound);
+    const Samples v = filtered8<kMedian>(down, at, width, height, bound);
+    return {u.value, v.value, both(u.finite, v.finite)};
   }
   const F left = floor_of(x), up = floor_of(y);
+  const F fx = _mm256_sub_ps(x, left), fy = _mm256_sub_ps(y, up);
   const I ix = whole(left), iy = whole(up);
   const I ix1 = _mm256_add_epi32(ix, set(1)), iy1 = _mm256_add_epi32(iy, set(1));
-  const Samples a = filtered8<kMedian>(plane, ix, iy, width, height, bound);
-  const Samples b = filtered8<kMedian>(plane, ix1, iy, width, height, bound);
-  const Samples c = filtered8<kMedian>(plane, ix, iy1, width, height, bound);
-  const Samples d = filtered8<kMedian>(plane, ix1, iy1, width, height, bound);
-  const F fx = _mm256_sub_ps(x, left), fy = _mm256_sub_ps(y, up);
+  const Place corners[4] = {place(ix, iy), place(ix1, iy), place(ix, iy1), place(ix1, iy1)};
   const auto mix = [](F p, F q, F t) {
     return _mm256_add_ps(p, _mm256_mul_ps(t, _mm256_sub_ps(q, p)));
   };
-  return {mix(mix(a.value, b.value, fx), mix(c.value, d.value, fx), fy),
-          both(both(a.finite, b.finite), both(c.finite, d.finite))};
+  const auto mixed = [&](const float* plane) -> Samples {
+    Samples s[4];
+    for (int i = 0; i < 4; ++i) {
+      s[i] = filtered8<kMedian>(plane, corners[i], width, height, bound);
+    }
+    return {mix(mix(s[0].value, s[1].value, fx), mix(s[2].value, s[3].value, fx), fy),
+            both(both(s[0].finite, s[1].finite), both(s[2].finite, s[3].finite))};
+  };
+  const Samples u = mixed(across), v = mixed(down);
+  return {u.value, v.value, both(u.finite, v.finite)};
 }
 
 // Pairs (u, v) of eight tracks, `stride` apart.
@@ -202,11 +228,10 @@ void track_run(const Clip& clip, long r, long groups) {
   for (long step = 0; step < length; ++step) {
     const float *across = clip.plane(pairs[step], 0), *down = clip.plane(pairs[step], 1);
     for (long g = 0; g < groups; ++g) {
-      const Samples dx =
-          sampled8<kMedian, kBilinear>(across, x[g], y[g], width, height, clip.bound);
-      const Samples dy = sampled8<kMedian, kBilinear>(down, x[g], y[g], width, height, clip.bound);
-      alive[g] = both(alive[g], both(dx.finite, dy.finite));
-      const F u = where(alive[g], dx.value), v = where(alive[g], dy.value);
+      const Steps read =
+          sampled8<kMedian, kBilinear>(across, down, x[g], y[g], width, height, clip.bound);
+      alive[g] = both(alive[g], read.finite);
+      const F u = where(alive[g], read.u), v = where(alive[g], read.v);
       x[g] = _mm256_add_ps(x[g], u), y[g] = _mm256_add_ps(y[g], v);
       seen[g] = both(seen[g], inside8(x[g], y[g]));
       put(move + (8 * g * length + step) * 2, length * 2, u, v);

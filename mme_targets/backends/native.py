@@ -26,6 +26,13 @@ def _context(tensor: torch.Tensor) -> tuple[int, ...]:
     return (torch.get_num_threads(),)
 
 
+def _ready(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` as native code reads it. Asking costs less than calls that change nothing."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
 def tracks(
     flow: torch.Tensor,
     seeds: torch.Tensor,
@@ -38,9 +45,9 @@ def tracks(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Median-filtered advection; `flow` in float16 is read as it is on the device."""
     on_gpu = flow.device.type == "cuda"
-    flow = flow.contiguous() if on_gpu else flow.float().contiguous()
-    seeds, starts = seeds.float().contiguous(), starts.int().contiguous()
-    steps = steps.int().contiguous()
+    flow = _ready(flow, flow.dtype if on_gpu else torch.float32)
+    seeds, starts = _ready(seeds, torch.float32), _ready(starts, torch.int32)
+    steps = _ready(steps, torch.int32)
     batch, pairs, _, height, width = flow.shape
     count, (rows, length) = seeds.shape[1], steps.shape
     points = flow.new_empty((batch, count, length + 1, 2), dtype=torch.float32)
