@@ -22,14 +22,15 @@ from setuptools.command.build_ext import build_ext
 
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 STAGES = ("trajectories", "descriptors", "patch_norm")
+CPU_STAGES = (*STAGES, "optical_flow")
 # The headers promise separately rounded products and sums; -fno-math-errno lets sqrt be one
 # instruction, -fno-trapping-math lets comparisons be vectorised.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fvisibility=hidden", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi"]
 X86_VARIANTS = {
     "baseline": [],
-    "avx2": ["-mavx2", "-mf16c"],
-    "avx512": ["-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
 
 
@@ -72,7 +73,7 @@ class BuildNative(build_ext):
         variants = X86_VARIANTS if x86 else {"baseline": []}
         objects = []
         for name, flags in variants.items():
-            for stage in STAGES:
+            for stage in CPU_STAGES:
                 macros = [("MME_ISA", name)]
                 objects += self.compile(f"csrc/cpu/{stage}.cpp", f"cpu_{name}", flags, macros)
         macros = [("MME_X86", "1")] if x86 else []

@@ -1,0 +1,238 @@
+// What TV-L1 does between its iterations: grey levels, pyramid, gradients, warp, median.
+#pragma once
+
+#include "tvl1_field.h"
+
+#include "../common/median.h"
+
+namespace mme {
+namespace MME_ISA {
+namespace {
+
+constexpr int kSlack = 32;  // floats behind a plane, which vectors may read
+
+// A frame [C, H, W], C 3 or 1, as grey levels.
+template <class T>
+void grey(const T* frame, int channels, long area, float* out) {
+  if (channels == 1) {
+    for (long i = 0; i < area; ++i) out[i] = clamp(static_cast<float>(frame[i]), 0.f, 255.f);
+    return;
+  }
+  const T *r = frame, *g = frame + area, *b = frame + 2 * area;
+  for (long i = 0; i < area; ++i) out[i] = grey_level(r[i], g[i], b[i]);
+}
+
+// Bilinear, with the border replicated. `buffer` holds 2 * out_width + width floats.
+void resize(const float* in, int width, int height, float* out, int out_width, int out_height,
+            long out_stride, float ratio_x, float ratio_y, bool half, float scale, float* buffer) {
+  int* left = reinterpret_cast<int*>(buffer);
+  float *part = buffer + out_width, *row = part + out_width;
+  for (int x = 0; x < out_width; ++x) {
+    const float at = clamp(source_position(x, ratio_x, half), 0.f, static_cast<float>(width - 1));
+    left[x] = static_cast<int>(at) < width - 1 ? static_cast<int>(at) : (width > 1 ? width - 2 : 0);
+    part[x] = at - static_cast<float>(left[x]);
+  }
+  for (int y = 0; y < out_height; ++y) {
+    const float at =
+        clamp(source_position(y, ratio_y, half), 0.f, static_cast<float>(height - 1));
+    const int top = static_cast<int>(at), below = top + 1 < height ? top + 1 : top;
+    const float t = at - static_cast<float>(top);
+    const float *a = in + static_cast<long>(top) * width, *b = in + static_cast<long>(below) * width;
+    for (int x = 0; x < width; ++x) row[x] = (a[x] + t * (b[x] - a[x])) * scale;
+    row[width] = row[width - 1];
+    float* to = out + y * out_stride;
+    for (int x = 0; x < out_width; ++x) {
+      const float* pixel = row + left[x];
+      to[x] = pixel[0] + part[x] * (pixel[1] - pixel[0]);
+    }
+  }
+}
+
+// The second image of a level with its gradient, four floats a pixel (I, Ix, Iy, 0), continued by
+// what lies at the border: four taps then need one piece of memory.
+struct Texture {
+  static constexpr int kBefore = 3, kAfter = 4;
+  float* data;
+  int width, height;
+
+  static long floats(int width, int height) {
+    return 4L * (width + kBefore + kAfter) * (height + kBefore + kAfter) + kSlack;
+  }
+  int stride() const { return width + kBefore + kAfter; }
+
+  void fill(const float* image, int team) const {
+    parallel_for(height + kBefore + kAfter, 32, team, [&](long first, long last) {
+      for (long y = first; y < last; ++y) fill_row(image, static_cast<int>(y));
+    });
+  }
+  void fill_row(const float* image, int padded_y) const {
+    const int y = replicate(padded_y - kBefore, height);
+    const float* row = image + static_cast<long>(y) * width;
+    const float* up = image + static_cast<long>(replicate(y - 1, height)) * width;
+    const float* down = image + static_cast<long>(replicate(y + 1, height)) * width;
+    float* out = data + 4L * padded_y * stride();
+    const auto put = [&](float* to, int x, int left, int right) {
+      to[0] = row[x], to[1] = 0.5f * (row[right] - row[left]), to[2] = 0.5f * (down[x] - up[x]);
+      to[3] = 0.f;
+    };
+    const auto at_border = [&](int x) {
+      put(out + 4 * (x + kBefore), replicate(x, width), replicate(replicate(x, width) - 1, width),
+          replicate(replicate(x, width) + 1, width));
+    };
+    for (int x = -kBefore; x < 1; ++x) at_border(x);
+    for (int x = 1; x < width - 1; ++x) put(out + 4 * (x + kBefore), x, x - 1, x + 1);
+    for (int x = width - 1; x < width + kAfter; ++x) at_border(x);
+  }
+};
+
+// Samples of (I, Ix, Iy) at kLanes positions: `offset` of the first tap in pixels, weights by tap.
+MME_WIDE void sample(const Texture& image, const int* offset, const float (*wx)[kLanes],
+                     const float (*wy)[kLanes], Wide* level, Wide* gx, Wide* gy) {
+  const long stride = 4L * image.stride();
+#if defined(__AVX512F__)
+  // One pixel's four taps of a row are one vector. Pixel 4 q + g lands in quarter q of result g.
+  alignas(64) float taps[16][4];
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 4; ++k) taps[i][k] = wx[k][i];
+  }
+  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const auto pixel = [&](int i) {
+    const float* from = image.data + 4L * offset[i];
+    __m512 all = _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(wy[0][i]));
+    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + stride), _mm512_set1_ps(wy[1][i]), all);
+    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 2 * stride), _mm512_set1_ps(wy[2][i]), all);
+    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 3 * stride), _mm512_set1_ps(wy[3][i]), all);
+    const __m512 across = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_load_ps(taps[i])));
+    return _mm512_mul_ps(all, across);
+  };
+  const auto halves = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  };
+  const auto quarters = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  __m512 r[4];
+  for (int g = 0; g < 4; ++g) {
+    r[g] = quarters(halves(pixel(g), pixel(4 + g)), halves(pixel(8 + g), pixel(12 + g)));
+  }
+  const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpacklo_ps(r[2], r[3]);
+  const __m512 c = _mm512_unpackhi_ps(r[0], r[1]), d = _mm512_unpackhi_ps(r[2], r[3]);
+  *level = _mm512_shuffle_ps(a, b, 0x44), *gx = _mm512_shuffle_ps(a, b, 0xee);
+  *gy = _mm512_shuffle_ps(c, d, 0x44);
+#else
+  float out[3][kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    const float* from = image.data + 4L * offset[i];
+    Four all = {0, 0, 0, 0};
+    for (int r = 0; r < 4; ++r, from += stride) {
+      Four row = {0, 0, 0, 0};
+      for (int k = 0; k < 4; ++k) row = madd4(load4(from + 4 * k), wx[k][i], row);
+      all = madd4(row, wy[r][i], all);
+    }
+    for (int k = 0; k < 3; ++k) out[k][i] = all[k];
+  }
+  *level = load(out[0]), *gx = load(out[1]), *gy = load(out[2]);
+#endif
+}
+
+// Linearise the data term around the present flow (kU, kV): kC, kNx, kNy, kLimit.
+template <bool kGamma>
+void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& second,
+              const FlowOptions& options) {
+  const float pull = options.lambda * options.theta;
+  const float gamma = options.gamma;
+  const float *u = f.row(y, kU), *v = f.row(y, kV), *level0 = first + static_cast<long>(y) * f.width;
+  float* block = f.blocks(y);
+  float across[kLanes];
+  for (int i = 0; i < kLanes; ++i) across[i] = static_cast<float>(i + Texture::kBefore);
+  const Wide lanes = load(across), half = wide(0.5f), one = wide(1.f);
+  const Wide sharpness = wide(options.cubic);
+  const Wide right = wide(static_cast<float>(f.width + Texture::kAfter));
+  const Wide bottom = wide(static_cast<float>(f.height + Texture::kAfter));
+  const int stride = second.stride();
+  for (int x = 0; x < f.width; x += kLanes, block += Field<kGamma>::kBlock) {
+    const Wide du = load(u + x), dv = load(v + x);
+    // Positions in the texture: two pixels outside the frame all taps read its border.
+    const Wide px = vmin(vmax(lanes + wide(static_cast<float>(x)) + du, one), right);
+    const Wide py = vmin(vmax(wide(static_cast<float>(y + Texture::kBefore)) + dv, one), bottom);
+    const WideInt ix = truncated(px), iy = truncated(py);
+    alignas(64) int offset[kLanes];
+    alignas(64) float wx[4][kLanes], wy[4][kLanes];
+    const WideInt place = (iy - 1) * stride + (ix - 1);
+    __builtin_memcpy(offset, &place, sizeof offset);
+    Wide w[4];
+    cubic_weights(px - to_float(ix), sharpness, one, w);
+    for (int k = 0; k < 4; ++k) store(wx[k], w[k]);
+    cubic_weights(py - to_float(iy), sharpness, one, w);
+    for (int k = 0; k < 4; ++k) store(wy[k], w[k]);
+    Wide level, gx, gy;
+    sample(second, offset, wx, wy, &level, &gx, &gy);
+
+    Wide square = madd(gy, gy, madd(gx, gx, wide(kTinyGradient)));
+    if (kGamma) square = square + wide(gamma * gamma);
+    Wide inverse = inverse_root(square);  // and a Newton step
+    inverse = inverse * nmadd(half * square * inverse, inverse, one + half);
+    const Wide residual = nmadd(gy, dv, nmadd(gx, du, level - load(level0 + x)));
+    store(block + kC * kLanes, residual * inverse);
+    store(block + kNx * kLanes, gx * inverse);
+    store(block + kNy * kLanes, gy * inverse);
+    store(block + kLimit * kLanes, wide(pull) * square * inverse);
+    if (kGamma) store(block + kNz * kLanes, wide(gamma) * inverse);
+  }
+}
+
+// Lanes of a median of 25 (forgetful selection): the extremes of a set that is just too large to miss
+// the median are dropped, one more is taken in, until three are left.
+MME_WIDE Wide median25(const float* const row[5], int x) {
+  Wide a[14];
+  for (int i = 0; i < 14; ++i) a[i] = load(row[i / 5] + x + i % 5 - 2);
+  int taken = 14;
+  for (int n = 14; n >= 3; --n) {
+    for (int i = 1; i < n; ++i) exchange(a[0], a[i]);
+    for (int i = 1; i < n - 1; ++i) exchange(a[i], a[n - 1]);
+    if (n > 3) {
+      a[0] = load(row[taken / 5] + x + taken % 5 - 2), ++taken;
+    }
+  }
+  return a[1];
+}
+
+// Median of each component of the flow. `copy` holds median_floats.
+long median_floats(int width, int height) {
+  return 2L * (width + 4 + 2 * kMargin) * height + 2 * kMargin;
+}
+template <bool kGamma>
+void median_flow(const Field<kGamma>& f, int size, float* copy, int team) {
+  const long stride = f.width + 4 + kMargin;
+  parallel_for(2L * f.height, 64, team, [&](long first, long last) {
+    for (long i = first; i < last; ++i) {
+      const float* from = f.row(static_cast<int>(i / 2), i % 2 ? kV : kU);
+      float* to = copy + i * stride + 2;
+      __builtin_memcpy(to, from, sizeof(float) * f.width);
+      to[-2] = to[-1] = to[0], to[f.width] = to[f.width + 1] = to[f.width - 1];
+    }
+  });
+  parallel_for(2L * f.height, 64, team, [&](long first, long last) {
+    for (long i = first; i < last; ++i) {
+      const int y = static_cast<int>(i / 2);
+      const float* row[5];
+      for (int k = 0; k < 5; ++k) {
+        row[k] = copy + (2L * replicate(y + k - 2, f.height) + i % 2) * stride + 2;
+      }
+      float* out = f.row(y, i % 2 ? kV : kU);
+      for (int x = 0; x < f.width; x += kLanes) {
+        if (size == 5) {
+          store(out + x, median25(row, x));
+        } else {
+          const auto at = [&](int k) { return load(row[1 + k / 3] + x + k % 3 - 1); };
+          store(out + x, median9(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)));
+        }
+      }
+      out[f.width] = out[f.width - 1];
+    }
+  });
+}
+
+}  // namespace
+}  // namespace MME_ISA
+}  // namespace mme
