@@ -111,13 +111,13 @@ void patch_norm(uintptr_t values, long count, long tracks, long features, bool c
 bool optical_flow(uintptr_t frames, bool is_u8, long channels, long height, long width,
                   uintptr_t pairs, long count, uintptr_t initial, float tau, float lambda,
                   float theta, float gamma, float scale_step, float epsilon, float cubic, int scales,
-                  int warps, int inner, int outer, int median, bool half, bool patient, uintptr_t out, uintptr_t work,
+                  int warps, int inner, int outer, int median, bool half, bool patient, bool inside, uintptr_t out, uintptr_t work,
                   int threads) {
   return active().optical_flow->optical_flow(
       pointer<const void>(frames), is_u8, channels, height, width, pointer<const int32_t>(pairs),
       count, pointer<const float>(initial),
       {tau, lambda, theta, gamma, scale_step, epsilon, cubic, scales, warps, inner, outer, median, half,
-       patient},
+       patient, inside},
       pointer<float>(out), pointer<int64_t>(work), threads);
 }
 

@@ -149,12 +149,15 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
   const Wide sharpness = wide(options.cubic);
   const Wide right = wide(static_cast<float>(f.width + Texture::kAfter));
   const Wide bottom = wide(static_cast<float>(f.height + Texture::kAfter));
+  const Wide last_x = wide(static_cast<float>(f.width - 1 + Texture::kBefore));
+  const Wide last_y = wide(static_cast<float>(f.height - 1 + Texture::kBefore));
   const int stride = second.stride();
   for (int x = 0; x < f.width; x += kLanes, block += Field<kGamma>::kBlock) {
     const Wide du = load(u + x), dv = load(v + x);
     // Positions in the texture: two pixels outside the frame all taps read its border.
-    const Wide px = vmin(vmax(lanes + wide(static_cast<float>(x)) + du, one), right);
-    const Wide py = vmin(vmax(wide(static_cast<float>(y + Texture::kBefore)) + dv, one), bottom);
+    const Wide at_x = lanes + wide(static_cast<float>(x)) + du;
+    const Wide at_y = wide(static_cast<float>(y + Texture::kBefore)) + dv;
+    const Wide px = vmin(vmax(at_x, one), right), py = vmin(vmax(at_y, one), bottom);
     const WideInt ix = truncated(px), iy = truncated(py);
     alignas(64) int offset[kLanes];
     alignas(64) float wx[4][kLanes], wy[4][kLanes];
@@ -176,7 +179,13 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
     store(block + kC * kLanes, residual * inverse);
     store(block + kNx * kLanes, gx * inverse);
     store(block + kNy * kLanes, gy * inverse);
-    store(block + kLimit * kLanes, wide(pull) * square * inverse);
+    Wide strength = wide(pull) * square * inverse;
+    if (options.inside) {  // no data term where the second frame does not reach
+      const Wide begin = wide(Texture::kBefore);
+      const Wide beyond = (vmax(vmax(at_x - last_x, begin - at_x), vmax(at_y - last_y, begin - at_y)));
+      strength = strength * vmax(wide(0.f), one - vmax(wide(0.f), beyond) * wide(1e30f));
+    }
+    store(block + kLimit * kLanes, strength);
     if (kGamma) store(block + kNz * kLanes, wide(gamma) * inverse);
   }
 }
