@@ -1,10 +1,10 @@
-// TV-L1 optical flow (Zach, Pock, Bischof 2007) at one pixel: what an iteration does to the flow and
-// to its dual variables, and what a warp needs. T is float, or a SIMD vector that has +, -, * and
-// the functions of a single float below.
+// TV-L1 optical flow (Zach, Pock, Bischof 2007) at one pixel: what an iteration does to the flow
+// and to its dual variables, and what a warp needs. T is float, or a SIMD vector that has +, -, *
+// and the functions of a single float below.
 //
-// The dual variables are kept multiplied by theta (q = theta p), and the linearised data term divided by
-// the length of the gradient, so that an iteration has neither a division for it nor a case
-// distinction.
+// The dual variables are kept multiplied by theta (q = theta p), and the linearised data term
+// divided by the length of the gradient, so that an iteration has neither a division for it nor a
+// case distinction.
 #pragma once
 
 #include "platform.h"
@@ -33,8 +33,8 @@ MME_FN float limited(float a, float limit) {
 // little and goes nowhere else.
 MME_FN float inverse_root(float a) { return 1.f / root(a); }
 
-// The data term: rho / |g| = c + nx u + ny v (+ nz w, the illumination), which may change the flow by at most
-// `limit` = lambda theta |g| along n = g / |g|.
+// The data term: rho / |g| = c + nx u + ny v (+ nz w, the illumination), which may change the flow
+// by at most `limit` = lambda theta |g| along n = g / |g|.
 template <class T>
 MME_FN T data_step(T residual, T limit) {
   return limited(residual, limit);

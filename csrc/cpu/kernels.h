@@ -28,8 +28,8 @@ struct CellStrides {
   long image, channel, bin, row, column;
 };
 
-// TV-L1; see Tvl1Config. `half`: the pyramid is aligned by half pixels; `inside`: no data term where
-// the flow leaves the second frame.
+// TV-L1; see Tvl1Config. `half`: the pyramid is aligned by half pixels; `inside`: no data term
+// where the flow leaves the second frame.
 struct FlowOptions {
   float tau, lambda, theta, gamma, scale_step, epsilon, cubic;
   int scales, warps, inner, outer, median;

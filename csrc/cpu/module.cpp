@@ -29,11 +29,13 @@ std::vector<Variant> variants() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
     list.push_back(
-        {"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm, &avx2::kOpticalFlow});
+        {"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
+         &avx2::kOpticalFlow});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.push_back(
-          {"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm, &avx512::kOpticalFlow});
+          {"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm,
+           &avx512::kOpticalFlow});
     }
   }
 #endif
@@ -110,14 +112,14 @@ void patch_norm(uintptr_t values, long count, long tracks, long features, bool c
 
 bool optical_flow(uintptr_t frames, bool is_u8, long channels, long height, long width,
                   uintptr_t pairs, long count, uintptr_t initial, float tau, float lambda,
-                  float theta, float gamma, float scale_step, float epsilon, float cubic, int scales,
-                  int warps, int inner, int outer, int median, bool half, bool patient, bool inside, uintptr_t out, uintptr_t work,
-                  int threads) {
+                  float theta, float gamma, float scale_step, float epsilon, float cubic,
+                  int scales, int warps, int inner, int outer, int median, bool half, bool patient,
+                  bool inside, uintptr_t out, uintptr_t work, int threads) {
   return active().optical_flow->optical_flow(
       pointer<const void>(frames), is_u8, channels, height, width, pointer<const int32_t>(pairs),
       count, pointer<const float>(initial),
-      {tau, lambda, theta, gamma, scale_step, epsilon, cubic, scales, warps, inner, outer, median, half,
-       patient, inside},
+      {tau, lambda, theta, gamma, scale_step, epsilon, cubic, scales, warps, inner, outer, median,
+       half, patient, inside},
       pointer<float>(out), pointer<int64_t>(work), threads);
 }
 

@@ -1,6 +1,6 @@
-// TV-L1 optical flow of pairs of frames: pyramid, then from its top level down warps, medians and waves of
-// iterations. Threads share pairs out; when there are fewer pairs than threads, they share the rows
-// and iterations of each.
+// TV-L1 optical flow of pairs of frames: pyramid, then from its top level down warps, medians and
+// waves of iterations. Threads share pairs out; when there are fewer pairs than threads, they share
+// the rows and iterations of each.
 #include <cstdlib>
 
 #include "tvl1_images.h"
@@ -46,13 +46,11 @@ struct Memory {
 
   Memory(const Pyramid& p, bool gamma) {
     const int w = p.width[0], h = p.height[0];
-    const long sizes[] = {p.offset[p.levels],
-                          p.offset[p.levels],
-                          Texture::floats(w, h),
-                          gamma ? Field<true>::floats(w, h) : Field<false>::floats(w, h),
-                          median_floats(w, h),
-                          3L * w + kSlack,
-                          3L * w * h + kSlack};
+    const long sizes[] = {
+        p.offset[p.levels],    p.offset[p.levels],
+        Texture::floats(w, h), gamma ? Field<true>::floats(w, h) : Field<false>::floats(w, h),
+        median_floats(w, h),   3L * w + kSlack,
+        3L * w * h + kSlack};
     float** places[] = {&first, &second, &texture, &field, &copy, &buffer, &coarse};
     long total = 2L * (h + 1) + 32;
     for (long size : sizes) total += size + 32;

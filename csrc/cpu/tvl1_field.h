@@ -1,10 +1,10 @@
 // What a level of the pyramid is solved on: the planes of flow, dual variables and data term, and
 // the iterations over them.
 //
-// An iteration goes down the image once: at row y it updates the flow of y, which needs the dual variables
-// of y and y - 1, and then the dual variables of y - 1, which need the flow of both. The next
-// iteration may follow one row behind in the same memory. So a wave of iterations reads the image
-// once, and a row stays in the cache until all of them have passed it.
+// An iteration goes down the image once: at row y it updates the flow of y, which needs the dual
+// variables of y and y - 1, and then the dual variables of y - 1, which need the flow of both. The
+// next iteration may follow one row behind in the same memory. So a wave of iterations reads the
+// image once, and a row stays in the cache until all of them have passed it.
 #pragma once
 
 #include "wide.h"
@@ -17,8 +17,8 @@ namespace mme {
 namespace MME_ISA {
 namespace {
 
-// Planes that are also read one pixel to the side. The last two are of the illumination w, which only
-// gamma > 0 has.
+// Planes that are also read one pixel to the side. The last two are of the illumination w, which
+// only gamma > 0 has.
 enum Plane { kU, kV, kQux, kQvx, kW, kQwx };
 // Planes that are not: in blocks, one vector of each after another, so that one pointer serves all.
 enum Blocked { kC, kNx, kNy, kLimit, kQuy, kQvy, kNz, kQwy };
@@ -73,8 +73,8 @@ struct Component {
         qy(blocked * kLanes) {}
 
   MME_WIDE Wide primal(int x, const float* block, const float* block_up, Wide v) const {
-    const Wide next = primal_step(v, load(qx + x), load(qx + x - 1), load(block + qy),
-                                  load(block_up + qy));
+    const Wide next =
+        primal_step(v, load(qx + x), load(qx + x - 1), load(block + qy), load(block_up + qy));
     store(u + x, next);
     return next;
   }
@@ -94,8 +94,8 @@ struct Component {
 // (kDual: unless y is 0). With kError the sum of squared updates of the flow is returned.
 //
 // A vector goes through three stages, of which each has some 30 cycles of latency: the flow, the
-// gradient with its length, the dual variables. They are worked on three vectors at a time, so that no
-// stage waits for another: in one go, the scheduler would fill up with what waits.
+// gradient with its length, the dual variables. They are worked on three vectors at a time, so that
+// no stage waits for another: in one go, the scheduler would fill up with what waits.
 template <bool kGamma, bool kError, bool kFlow, bool kDual>
 double step_row(const Field<kGamma>& f, int y, Steps steps) {
   using Part = Component<kGamma, kFlow>;

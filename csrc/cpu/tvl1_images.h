@@ -33,11 +33,11 @@ void resize(const float* in, int width, int height, float* out, int out_width, i
     part[x] = at - static_cast<float>(left[x]);
   }
   for (int y = 0; y < out_height; ++y) {
-    const float at =
-        clamp(source_position(y, ratio_y, half), 0.f, static_cast<float>(height - 1));
+    const float at = clamp(source_position(y, ratio_y, half), 0.f, static_cast<float>(height - 1));
     const int top = static_cast<int>(at), below = top + 1 < height ? top + 1 : top;
     const float t = at - static_cast<float>(top);
-    const float *a = in + static_cast<long>(top) * width, *b = in + static_cast<long>(below) * width;
+    const float *a = in + static_cast<long>(top) * width,
+                *b = in + static_cast<long>(below) * width;
     for (int x = 0; x < width; ++x) row[x] = (a[x] + t * (b[x] - a[x])) * scale;
     row[width] = row[width - 1];
     float* to = out + y * out_stride;
@@ -102,7 +102,8 @@ MME_WIDE void sample(const Texture& image, const int* offset, const float (*wx)[
     all = _mm512_fmadd_ps(_mm512_loadu_ps(from + stride), _mm512_set1_ps(wy[1][i]), all);
     all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 2 * stride), _mm512_set1_ps(wy[2][i]), all);
     all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 3 * stride), _mm512_set1_ps(wy[3][i]), all);
-    const __m512 across = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_load_ps(taps[i])));
+    const __m512 across =
+        _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_load_ps(taps[i])));
     return _mm512_mul_ps(all, across);
   };
   const auto halves = [](__m512 a, __m512 b) {
@@ -141,7 +142,8 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
               const FlowOptions& options) {
   const float pull = options.lambda * options.theta;
   const float gamma = options.gamma;
-  const float *u = f.row(y, kU), *v = f.row(y, kV), *level0 = first + static_cast<long>(y) * f.width;
+  const float *u = f.row(y, kU), *v = f.row(y, kV),
+              *level0 = first + static_cast<long>(y) * f.width;
   float* block = f.blocks(y);
   float across[kLanes];
   for (int i = 0; i < kLanes; ++i) across[i] = static_cast<float>(i + Texture::kBefore);
@@ -182,7 +184,8 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
     Wide strength = wide(pull) * square * inverse;
     if (options.inside) {  // no data term where the second frame does not reach
       const Wide begin = wide(Texture::kBefore);
-      const Wide beyond = (vmax(vmax(at_x - last_x, begin - at_x), vmax(at_y - last_y, begin - at_y)));
+      const Wide beyond =
+          (vmax(vmax(at_x - last_x, begin - at_x), vmax(at_y - last_y, begin - at_y)));
       strength = strength * vmax(wide(0.f), one - vmax(wide(0.f), beyond) * wide(1e30f));
     }
     store(block + kLimit * kLanes, strength);
@@ -190,8 +193,8 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
   }
 }
 
-// Lanes of a median of 25 (forgetful selection): the extremes of a set that is just too large to miss
-// the median are dropped, one more is taken in, until three are left.
+// Lanes of a median of 25 (forgetful selection): the extremes of a set that is just too large to
+// miss the median are dropped, one more is taken in, until three are left.
 MME_WIDE Wide median25(const float* const row[5], int x) {
   Wide a[14];
   for (int i = 0; i < 14; ++i) a[i] = load(row[i / 5] + x + i % 5 - 2);
