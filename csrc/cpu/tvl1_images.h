@@ -86,49 +86,52 @@ struct Texture {
 };
 
 // Samples of (I, Ix, Iy) at kLanes positions: `offset` of the first tap in pixels, weights by tap.
-MME_WIDE void sample(const Texture& image, const int* offset, const float (*wx)[kLanes],
-                     const float (*wy)[kLanes], Wide* level, Wide* gx, Wide* gy) {
+MME_WIDE void sample(const Texture& image, const int* offset, const Wide wx[4], const Wide wy[4],
+                     Wide* level, Wide* gx, Wide* gy) {
   const long stride = 4L * image.stride();
+  alignas(64) float down[4][kLanes];
+  for (int r = 0; r < 4; ++r) store(down[r], wy[r]);
 #if defined(__AVX512F__)
-  // One pixel's four taps of a row are one vector. Pixel 4 q + g lands in quarter q of result g.
-  alignas(64) float taps[16][4];
-  for (int i = 0; i < 16; ++i) {
-    for (int k = 0; k < 4; ++k) taps[i][k] = wx[k][i];
-  }
+  // One pixel's four taps of a row are one vector. Pixel 4 q + g lands in quarter q of result g, as
+  // do its weights when four vectors of them are transposed.
+  const auto transpose = [](const __m512 in[4], __m512 out[4]) {
+    const __m512 a = _mm512_unpacklo_ps(in[0], in[1]), b = _mm512_unpacklo_ps(in[2], in[3]);
+    const __m512 c = _mm512_unpackhi_ps(in[0], in[1]), d = _mm512_unpackhi_ps(in[2], in[3]);
+    out[0] = _mm512_shuffle_ps(a, b, 0x44), out[1] = _mm512_shuffle_ps(a, b, 0xee);
+    out[2] = _mm512_shuffle_ps(c, d, 0x44), out[3] = _mm512_shuffle_ps(c, d, 0xee);
+  };
+  __m512 across[4], r[4], planes[4];
+  transpose(wx, across);
   const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const auto pixel = [&](int i) {
+  const auto pixel = [&](int q, int g) {
+    const int i = 4 * q + g;
     const float* from = image.data + 4L * offset[i];
-    __m512 all = _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(wy[0][i]));
-    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + stride), _mm512_set1_ps(wy[1][i]), all);
-    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 2 * stride), _mm512_set1_ps(wy[2][i]), all);
-    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 3 * stride), _mm512_set1_ps(wy[3][i]), all);
-    const __m512 across =
-        _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_load_ps(taps[i])));
-    return _mm512_mul_ps(all, across);
+    __m512 all = _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(down[0][i]));
+    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + stride), _mm512_set1_ps(down[1][i]), all);
+    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 2 * stride), _mm512_set1_ps(down[2][i]), all);
+    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 3 * stride), _mm512_set1_ps(down[3][i]), all);
+    const __m512i weight = _mm512_add_epi32(spread, _mm512_set1_epi32(4 * q));
+    return _mm512_mul_ps(all, _mm512_permutexvar_ps(weight, across[g]));
   };
   const auto halves = [](__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   };
-  const auto quarters = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  __m512 r[4];
   for (int g = 0; g < 4; ++g) {
-    r[g] = quarters(halves(pixel(g), pixel(4 + g)), halves(pixel(8 + g), pixel(12 + g)));
+    const __m512 a = halves(pixel(0, g), pixel(1, g)), b = halves(pixel(2, g), pixel(3, g));
+    r[g] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   }
-  const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpacklo_ps(r[2], r[3]);
-  const __m512 c = _mm512_unpackhi_ps(r[0], r[1]), d = _mm512_unpackhi_ps(r[2], r[3]);
-  *level = _mm512_shuffle_ps(a, b, 0x44), *gx = _mm512_shuffle_ps(a, b, 0xee);
-  *gy = _mm512_shuffle_ps(c, d, 0x44);
+  transpose(r, planes);
+  *level = planes[0], *gx = planes[1], *gy = planes[2];
 #else
-  float out[3][kLanes];
+  float across[4][kLanes], out[3][kLanes];
+  for (int k = 0; k < 4; ++k) store(across[k], wx[k]);
   for (int i = 0; i < kLanes; ++i) {
     const float* from = image.data + 4L * offset[i];
     Four all = {0, 0, 0, 0};
     for (int r = 0; r < 4; ++r, from += stride) {
       Four row = {0, 0, 0, 0};
-      for (int k = 0; k < 4; ++k) row = madd4(load4(from + 4 * k), wx[k][i], row);
-      all = madd4(row, wy[r][i], all);
+      for (int k = 0; k < 4; ++k) row = madd4(load4(from + 4 * k), across[k][i], row);
+      all = madd4(row, down[r][i], all);
     }
     for (int k = 0; k < 3; ++k) out[k][i] = all[k];
   }
@@ -162,14 +165,11 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
     const Wide px = vmin(vmax(at_x, one), right), py = vmin(vmax(at_y, one), bottom);
     const WideInt ix = truncated(px), iy = truncated(py);
     alignas(64) int offset[kLanes];
-    alignas(64) float wx[4][kLanes], wy[4][kLanes];
     const WideInt place = (iy - 1) * stride + (ix - 1);
     __builtin_memcpy(offset, &place, sizeof offset);
-    Wide w[4];
-    cubic_weights(px - to_float(ix), sharpness, one, w);
-    for (int k = 0; k < 4; ++k) store(wx[k], w[k]);
-    cubic_weights(py - to_float(iy), sharpness, one, w);
-    for (int k = 0; k < 4; ++k) store(wy[k], w[k]);
+    Wide wx[4], wy[4];
+    cubic_weights(px - to_float(ix), sharpness, one, wx);
+    cubic_weights(py - to_float(iy), sharpness, one, wy);
     Wide level, gx, gy;
     sample(second, offset, wx, wy, &level, &gx, &gy);
 
@@ -193,20 +193,25 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
   }
 }
 
-// Lanes of a median of 25 (forgetful selection): the extremes of a set that is just too large to
-// miss the median are dropped, one more is taken in, until three are left.
+// Median of 25 by forgetful selection (Paeth 1990): of a set just too large to miss the median the
+// smallest and the largest are dropped and one more value is taken in, until three are left.
+template <int kCount>
+MME_WIDE Wide forgetful(Wide a[14], const float* const row[5], int x) {
+  for (int i = 0; i < kCount / 2; ++i) exchange(a[i], a[kCount - 1 - i]);
+  for (int i = 1; i <= (kCount - 1) / 2; ++i) exchange(a[0], a[i]);
+  for (int i = kCount / 2; i < kCount - 1; ++i) exchange(a[i], a[kCount - 1]);
+  if constexpr (kCount == 3) {
+    return a[1];
+  } else {
+    constexpr int kNext = 28 - kCount;
+    a[0] = load(row[kNext / 5] + x + kNext % 5 - 2);
+    return forgetful<kCount - 1>(a, row, x);
+  }
+}
 MME_WIDE Wide median25(const float* const row[5], int x) {
   Wide a[14];
   for (int i = 0; i < 14; ++i) a[i] = load(row[i / 5] + x + i % 5 - 2);
-  int taken = 14;
-  for (int n = 14; n >= 3; --n) {
-    for (int i = 1; i < n; ++i) exchange(a[0], a[i]);
-    for (int i = 1; i < n - 1; ++i) exchange(a[i], a[n - 1]);
-    if (n > 3) {
-      a[0] = load(row[taken / 5] + x + taken % 5 - 2), ++taken;
-    }
-  }
-  return a[1];
+  return forgetful<14>(a, row, x);
 }
 
 // Median of each component of the flow. `copy` holds median_floats.
