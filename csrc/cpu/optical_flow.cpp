@@ -169,7 +169,7 @@ bool flow(const void* frames, bool is_u8, long channels, long height, long width
   const bool gamma = options.gamma > 0;
   const long area = width * height;
   const bool shared = count >= threads;  // threads share pairs out, not rows
-  const int team = shared ? 1 : (threads < kMaxTeam ? threads : kMaxTeam);
+  const int team = shared ? 1 : threads;
   const long workers = shared ? threads : 1;
   long next = 0;
   bool enough_memory = true;

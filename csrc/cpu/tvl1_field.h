@@ -29,7 +29,6 @@ constexpr int kBlocked = kGamma ? 8 : 6;
 
 constexpr int kMargin = 16;  // zeros before each row of a plane, and room behind its end
 constexpr int kWave = 10;    // iterations at a time; after each wave the stop is tested
-constexpr int kMaxTeam = 64;
 
 // A row is one piece of memory: its planes, then its blocks.
 template <bool kGamma>
@@ -58,8 +57,12 @@ struct Steps {
   float dual, slope;  // tau, tau / theta
 };
 
-// One component of the flow at row y (kFlow) and of its dual variables at row y - 1.
-template <bool kGamma, bool kFlow>
+// What a step does with the flow of its row: there is none past the last row; it is updated; it is
+// read, because another step has updated it.
+enum FlowOf { kNone, kUpdated, kRead };
+
+// One component of the flow at row y and of its dual variables at row y - 1.
+template <bool kGamma, FlowOf kFlow>
 struct Component {
   const float* qx;
   float *u, *u_up, *qx_up;
@@ -96,7 +99,7 @@ struct Component {
 // A vector goes through three stages, of which each has some 30 cycles of latency: the flow, the
 // gradient with its length, the dual variables. They are worked on three vectors at a time, so that
 // no stage waits for another: in one go, the scheduler would fill up with what waits.
-template <bool kGamma, bool kError, bool kFlow, bool kDual>
+template <bool kGamma, bool kError, FlowOf kFlow, bool kDual>
 double step_row(const Field<kGamma>& f, int y, Steps steps) {
   using Part = Component<kGamma, kFlow>;
   const Part cu(f, y, kU, kQux, kQuy), cv(f, y, kV, kQvx, kQvy);
@@ -110,7 +113,12 @@ double step_row(const Field<kGamma>& f, int y, Steps steps) {
 
   Wide u = one, v = one, w = one;  // between the first stage and the second
   const auto flow = [&](int x) {
-    if (!kFlow) return;
+    if (kFlow == kNone) return;
+    if (kFlow == kRead) {
+      u = load(cu.u + x), v = load(cv.u + x);
+      if (kGamma) w = load(cw.u + x);
+      return;
+    }
     const Wide u0 = load(cu.u + x), v0 = load(cv.u + x), w0 = kGamma ? load(cw.u + x) : one;
     const Wide nx = load(block + kNx * kLanes), ny = load(block + kNy * kLanes);
     Wide residual = madd(ny, v0, madd(nx, u0, load(block + kC * kLanes)));
@@ -164,7 +172,7 @@ double step_row(const Field<kGamma>& f, int y, Steps steps) {
   }
   gradient(last);
   dual(last, block_up);
-  if (kFlow) {  // no gradient across the right border
+  if (kFlow == kUpdated) {  // no gradient across the right border
     cu.u[f.width] = cu.u[f.width - 1], cv.u[f.width] = cv.u[f.width - 1];
     if (kGamma) cw.u[f.width] = cw.u[f.width - 1];
   }
@@ -173,44 +181,62 @@ double step_row(const Field<kGamma>& f, int y, Steps steps) {
 
 template <bool kGamma, bool kError>
 double step_any_row(const Field<kGamma>& f, int y, Steps steps) {
-  if (y == 0) return step_row<kGamma, kError, true, false>(f, y, steps);
-  if (y == f.height) return step_row<kGamma, false, false, true>(f, y, steps);
-  return step_row<kGamma, kError, true, true>(f, y, steps);
+  if (y == 0) return step_row<kGamma, kError, kUpdated, false>(f, y, steps);
+  if (y == f.height) return step_row<kGamma, false, kNone, true>(f, y, steps);
+  return step_row<kGamma, kError, kUpdated, true>(f, y, steps);
 }
 
-// `count` iterations, by a team that shares them out: each takes some, one behind the other.
-// Returns the sum of squared updates of the last one, added row by row.
+// `count` iterations, by a team that shares the rows out in bands. Towards a border between two
+// bands, each iteration of either ends a row before the one before it did; the triangle that is
+// left is filled in afterwards. So every value is computed once, from the same values, whatever
+// the team. Returns the sum of squared updates of the last iteration, added row by row.
 template <bool kGamma>
 double iterate(const Field<kGamma>& f, int count, Steps steps, double* row_errors, int team) {
-  team = team < count ? team : count;
+  const int most = f.height / (4 * count);
+  team = team < most ? team : (most > 1 ? most : 1);
   if (static_cast<long>(f.width) * f.height * count < 100000) team = 1;  // not worth a wake-up
-  long done[kMaxTeam * 8];  // last row that a member has left, each in a cache line of its own
-  for (int i = 0; i < team; ++i) done[8 * i] = -1;
-  const auto member = [&](long g) {
-    const int begin = static_cast<int>(count * g / team);
-    const int depth = static_cast<int>(count * (g + 1) / team) - begin;
-    for (int time = 0; time < f.height + depth; ++time) {
-      const long needed = time + 1 < f.height ? time + 1 : f.height;
-      for (long spins = 0; g > 0 && __atomic_load_n(&done[8 * (g - 1)], __ATOMIC_ACQUIRE) < needed;
-           ++spins) {
-        relax(spins);
-      }
-      for (int j = 0; j < depth; ++j) {
-        const int y = time - j;
-        if (y < 0 || y > f.height) continue;
-        if (begin + j == count - 1) {
-          row_errors[y] = step_any_row<kGamma, true>(f, y, steps);
-        } else {
-          step_any_row<kGamma, false>(f, y, steps);
-        }
-      }
-      __atomic_store_n(&done[8 * g], time + 1 - depth, __ATOMIC_RELEASE);
+  const auto border = [&](long b) { return static_cast<int>(f.height * b / team); };
+  const auto step = [&](int y, int j) {
+    if (j == count - 1) {
+      row_errors[y] = step_any_row<kGamma, true>(f, y, steps);
+    } else {
+      step_any_row<kGamma, false>(f, y, steps);
     }
   };
-  // Taken in order, so that whoever waits waits for one that has begun.
+  const auto begin = [&](int y, int j) {  // the flow of a band's first row alone
+    if (j == count - 1) {
+      row_errors[y] = step_row<kGamma, true, kUpdated, false>(f, y, steps);
+    } else {
+      step_row<kGamma, false, kUpdated, false>(f, y, steps);
+    }
+  };
   parallel_for(team, 1, team, [&](long first, long last) {
     const Flush flush;
-    for (long g = first; g < last; ++g) member(g);
+    for (long b = first; b < last; ++b) {
+      const int top = border(b), bottom = border(b + 1);
+      for (int time = 0; time < bottom - top + count; ++time) {
+        for (int j = 0; j < count; ++j) {
+          const int y = top + time - j;
+          const int start = b == 0 ? 0 : top + j, end = b == team - 1 ? bottom + 1 : bottom - j;
+          if (y < start || y >= end) continue;
+          if (b > 0 && y == start) {
+            begin(y, j);
+          } else {
+            step(y, j);
+          }
+        }
+      }
+    }
+  });
+  parallel_for(team - 1, 1, team, [&](long first, long last) {
+    const Flush flush;
+    for (long b = first; b < last; ++b) {
+      const int middle = border(b + 1);
+      for (int j = 0; j < count; ++j) {
+        for (int y = middle - j; y < middle + j; ++y) step(y, j);
+        step_row<kGamma, false, kRead, true>(f, middle + j, steps);
+      }
+    }
   });
   double total = 0;
   for (int y = 0; y < f.height; ++y) total += row_errors[y];

@@ -2,8 +2,6 @@
 // compiler's own vectors (SSE2, NEON). Products and sums are the compiler's operators.
 #pragma once
 
-#include <sched.h>
-
 #include <cmath>
 #include <cstdint>
 
@@ -133,14 +131,6 @@ class Flush {
   ~Flush() {}
 #endif
 };
-
-// Called again and again by a thread that waits for another.
-MME_WIDE void relax(long spins) {
-#if defined(__SSE2__)
-  _mm_pause();
-#endif
-  if (spins > 2000) sched_yield();
-}
 
 // Four lanes on every instruction set: the taps of one pixel.
 MME_WIDE Four load4(const float* p) {
