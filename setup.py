@@ -23,16 +23,17 @@ from setuptools.errors import CompileError
 
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 STAGES = ("trajectories", "descriptors", "patch_norm")
+CPU_STAGES = (*STAGES, "optical_flow")
 # The headers promise separately rounded products and sums; -fno-math-errno lets sqrt be one
 # instruction, -fno-trapping-math lets comparisons be vectorised.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fvisibility=hidden", "-fPIC", "-g0", "-Wall", "-Wextra", "-Wno-psabi"]
 X86_VARIANTS = {
     "baseline": [],
-    "avx2": ["-mavx2", "-mf16c"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     # 256 bits: left to itself gcc spreads eight partial sums over 512, which takes twice as long.
     "avx512": [
-        *("-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         "-mprefer-vector-width=256",
     ],
 }
@@ -81,7 +82,7 @@ class BuildNative(build_ext):
         variants = X86_VARIANTS if x86 else {"baseline": []}
         objects = []
         for name, flags in variants.items():
-            for stage in STAGES:
+            for stage in CPU_STAGES:
                 macros = [("MME_ISA", name)]
                 objects += self.compile(f"csrc/cpu/{stage}.cpp", f"cpu_{name}", flags, macros)
         macros = [("MME_X86", "1")] if x86 else []

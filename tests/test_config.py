@@ -52,14 +52,27 @@ def test_the_papers_numbers() -> None:
 
 
 def test_tvl1s_numbers() -> None:
-    """OpenCV's defaults, and the structure of its CUDA class: one inner loop of 300, no median."""
-    cpu = Tvl1Config()
-    assert (cpu.tau, cpu.lambda_, cpu.theta, cpu.gamma) == (0.25, 0.15, 0.3, 0.0)
-    assert (cpu.scales, cpu.warps, cpu.epsilon, cpu.scale_step) == (5, 5, 0.01, 0.8)
-    assert (cpu.inner_iterations, cpu.outer_iterations, cpu.median) == (30, 10, 5)
+    """OpenCV's defaults where not tuned, and its CUDA class: one loop of 300, no median."""
+    ours = Tvl1Config()
+    assert (ours.tau, ours.lambda_, ours.theta, ours.gamma) == (0.25, 0.15, 0.3, 0.0)
+    assert (ours.scales, ours.warps, ours.epsilon, ours.scale_step) == (10, 3, 0.01, 0.8)
+    assert (ours.inner_iterations, ours.outer_iterations, ours.median) == (30, 10, 3)
+    assert (ours.alignment, ours.cubic, ours.outside, ours.patient) == (
+        "half",
+        -0.75,
+        "drop",
+        False,
+    )
     cuda = Tvl1Config.opencv_cuda()
+    assert (cuda.tau, cuda.lambda_, cuda.theta, cuda.gamma) == (0.25, 0.15, 0.3, 0.0)
+    assert (cuda.scales, cuda.warps, cuda.epsilon, cuda.scale_step) == (5, 5, 0.01, 0.8)
     assert (cuda.inner_iterations, cuda.outer_iterations, cuda.median) == (300, 1, 1)
-    assert cuda.replace(inner_iterations=30, outer_iterations=10, median=5) == cpu
+    assert (cuda.alignment, cuda.cubic, cuda.outside, cuda.patient) == (
+        "corner",
+        -0.5,
+        "clamp",
+        True,
+    )
 
 
 def test_the_released_codes_numbers() -> None:

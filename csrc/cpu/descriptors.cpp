@@ -329,7 +329,7 @@ void windows(const void* images, bool is_u8, long batch, long frames, long chann
 }  // namespace
 
 extern const Kernels kDescriptors;
-const Kernels kDescriptors{nullptr, nullptr, nullptr, histograms, windows, nullptr};
+const Kernels kDescriptors{nullptr, nullptr, nullptr, histograms, windows, nullptr, nullptr};
 
 }  // namespace MME_ISA
 }  // namespace mme

@@ -28,6 +28,14 @@ struct CellStrides {
   long image, channel, bin, row, column;
 };
 
+// TV-L1; see Tvl1Config. `half`: the pyramid is aligned by half pixels; `inside`: no data term
+// where the flow leaves the second frame.
+struct FlowOptions {
+  float tau, lambda, theta, gamma, scale_step, epsilon, cubic;
+  int scales, warps, inner, outer, median;
+  bool half, patient, inside;
+};
+
 struct Kernels {
   const char* name;
   void (*tracks)(const float* flow, const float* seeds, const int32_t* starts, const int32_t* steps,
@@ -44,16 +52,20 @@ struct Kernels {
                   long length, HistogramOptions options, float* out, int threads);
   void (*patch_norm)(const float* values, long count, long tracks, long features, bool coordinate,
                      float eps, float* out, float* mean, float* std, int threads);
+  // False if memory ran out. `work`: pixel-iterations of each pair.
+  bool (*optical_flow)(const void* frames, bool is_u8, long channels, long height, long width,
+                       const int32_t* pairs, long count, const float* initial, FlowOptions options,
+                       float* out, int64_t* work, int threads);
 };
 
 namespace baseline {
-extern const Kernels kTrajectories, kDescriptors, kPatchNorm;
+extern const Kernels kTrajectories, kDescriptors, kPatchNorm, kOpticalFlow;
 }
 namespace avx2 {
-extern const Kernels kTrajectories, kDescriptors, kPatchNorm;
+extern const Kernels kTrajectories, kDescriptors, kPatchNorm, kOpticalFlow;
 }
 namespace avx512 {
-extern const Kernels kTrajectories, kDescriptors, kPatchNorm;
+extern const Kernels kTrajectories, kDescriptors, kPatchNorm, kOpticalFlow;
 }
 
 }  // namespace mme

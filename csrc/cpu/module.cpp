@@ -17,21 +17,23 @@ namespace {
 
 struct Variant {
   std::string name;
-  const Kernels *trajectories, *descriptors, *patch_norm;
+  const Kernels *trajectories, *descriptors, *patch_norm, *optical_flow;
 };
 
 // What was built and this processor can run, best last.
 std::vector<Variant> variants() {
-  std::vector<Variant> list{
-      {"baseline", &baseline::kTrajectories, &baseline::kDescriptors, &baseline::kPatchNorm}};
+  std::vector<Variant> list{{"baseline", &baseline::kTrajectories, &baseline::kDescriptors,
+                             &baseline::kPatchNorm, &baseline::kOpticalFlow}};
 #if defined(MME_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
-    list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
+                    &avx2::kOpticalFlow});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      list.push_back(
-          {"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm});
+      list.push_back({"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm,
+                      &avx512::kOpticalFlow});
     }
   }
 #endif
@@ -105,6 +107,19 @@ void patch_norm(uintptr_t values, long count, long tracks, long features, bool c
                                   pointer<float>(std), threads);
 }
 
+bool optical_flow(uintptr_t frames, bool is_u8, long channels, long height, long width,
+                  uintptr_t pairs, long count, uintptr_t initial, float tau, float lambda,
+                  float theta, float gamma, float scale_step, float epsilon, float cubic,
+                  int scales, int warps, int inner, int outer, int median, bool half, bool patient,
+                  bool inside, uintptr_t out, uintptr_t work, int threads) {
+  return active().optical_flow->optical_flow(
+      pointer<const void>(frames), is_u8, channels, height, width, pointer<const int32_t>(pairs),
+      count, pointer<const float>(initial),
+      {tau, lambda, theta, gamma, scale_step, epsilon, cubic, scales, warps, inner, outer, median,
+       half, patient, inside},
+      pointer<float>(out), pointer<int64_t>(work), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -115,6 +130,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("histograms", &histograms, release);
   m.def("windows", &windows, release);
   m.def("patch_norm", &patch_norm, release);
+  m.def("optical_flow", &optical_flow, release);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");
   m.def(
       "use_isa", [](const std::string& name) { active() = choose(name); },

@@ -77,7 +77,7 @@ void patch_norm(const float* values, long count, long tracks, long features, boo
 }  // namespace
 
 extern const Kernels kPatchNorm;
-const Kernels kPatchNorm{nullptr, nullptr, nullptr, nullptr, nullptr, patch_norm};
+const Kernels kPatchNorm{nullptr, nullptr, nullptr, nullptr, nullptr, patch_norm, nullptr};
 
 }  // namespace MME_ISA
 }  // namespace mme

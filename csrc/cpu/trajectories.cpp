@@ -342,7 +342,7 @@ void median_filter(const float* planes, long count, long height, long width, flo
 }  // namespace
 
 extern const Kernels kTrajectories;
-const Kernels kTrajectories{nullptr, tracks, median_filter, nullptr, nullptr, nullptr};
+const Kernels kTrajectories{nullptr, tracks, median_filter, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace MME_ISA
 }  // namespace mme

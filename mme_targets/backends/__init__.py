@@ -23,8 +23,8 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "mbh": FLOORS,
     "trajectory_hog": FLOORS,
     "patch_norm": FLOORS,
-    "optical_flow": ("reference",),
-    "tvl1": ("reference",),
+    "optical_flow": ("reference", "cpu"),
+    "tvl1": ("reference", "cpu"),
     "camera_motion": ("reference",),
 }
 

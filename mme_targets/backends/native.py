@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..config import Tvl1Config
+
 
 def _module(tensor: torch.Tensor) -> Any:
     name = "_cuda" if tensor.device.type == "cuda" else "_cpu"
@@ -146,3 +148,38 @@ def patch_norm(
         out.data_ptr(), mean.data_ptr(), std.data_ptr(), *_context(values),
     )  # fmt: skip
     return out, mean, std
+
+
+def tvl1(
+    frames: torch.Tensor,
+    pairs: torch.Tensor,
+    config: Tvl1Config,
+    initial: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """TV-L1 flow [N, 2, H, W] of pairs [N, 2] of frames [M, 3 or 1, H, W], uint8 or float32.
+
+    `initial` [N, 2, H, W] is where the top level starts from, by default zero.
+
+    Raises
+    ------
+    MemoryError
+        If there is no room for what a pair needs, some 100 bytes a pixel and thread.
+    """
+    frames, pairs = frames.contiguous(), pairs.int().contiguous()
+    _, channels, height, width = frames.shape
+    out = frames.new_empty((len(pairs), 2, height, width), dtype=torch.float32)
+    work = torch.zeros(len(pairs), dtype=torch.int64)
+    if initial is not None:
+        initial = initial.float().contiguous()
+    c = config
+    done = _module(frames).optical_flow(
+        frames.data_ptr(), frames.dtype == torch.uint8, channels, height, width,
+        pairs.data_ptr(), len(pairs), 0 if initial is None else initial.data_ptr(),
+        c.tau, c.lambda_, c.theta, c.gamma, c.scale_step, c.epsilon, c.cubic,
+        c.scales, c.warps, c.inner_iterations, c.outer_iterations, c.median,
+        c.alignment == "half", c.patient, c.outside == "drop",
+        out.data_ptr(), work.data_ptr(), *_context(frames),
+    )  # fmt: skip
+    if not done:
+        raise MemoryError(f"TV-L1 of {width}x{height} px: not enough memory")
+    return out

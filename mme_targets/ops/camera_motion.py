@@ -1,7 +1,8 @@
 """Doors of camera motion (Appendix A): interest points → homography → warp → flow again.
 
-Only the reference floor computes it so far: OpenCV and NumPy on the host
-(`mme_targets.backends.reference.camera_motion`, where the steps are described).
+Only the reference floor estimates it so far: OpenCV and NumPy on the host
+(`mme_targets.backends.reference.camera_motion`, where the steps are described). The two flows of
+`flow_and_camera` are computed where `optical_flow` computes them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from .optical_flow import (
     check_config,
     check_seed,
     clipped,
+    flow_floor,
+    flow_of_images,
     host_array,
     host_frames,
     host_pairs,
@@ -106,7 +109,8 @@ def camera_motion(
     ImportError
         If OpenCV is missing.
     """
-    _check(detector, window, threshold, seed, backend)
+    check_backend(backend)
+    _check(detector, window, threshold, seed)
     clips, unbatched = host_frames(frames)
     listed = host_pairs(pairs, clips.shape[1])
     field = as_tensor(flow, "flow")
@@ -144,16 +148,17 @@ def flow_and_camera(
     Parameters and errors are those of `optical_flow()` and `camera_motion()`. At pixel p the second
     frame shows at H·(p + flow(p)) what the first shows at p.
     """
-    _check(detector, window, threshold, seed, backend)
     check_choice(method, "method", METHODS)
+    floor = flow_floor(method, backend)
+    _check(detector, window, threshold, seed)
     check_bound(bound)
+    tvl1 = check_config(config)
     clips, unbatched = host_frames(frames)
     flow, motion = reference.flow_and_camera(
         clips,
         host_pairs(pairs, clips.shape[1]),
         reference.Settings(detector, window, threshold, seed),
-        method=method,
-        config=check_config(config),
+        solve=lambda images, done: flow_of_images(images, clips, method, tvl1, floor, done),
         progress=progress,
     )
     return FlowAndCamera(
@@ -162,8 +167,7 @@ def flow_and_camera(
     )
 
 
-def _check(detector: str, window: float | None, threshold: float, seed: int, backend: str) -> None:
-    check_backend(backend)
+def _check(detector: str, window: float | None, threshold: float, seed: int) -> None:
     check_choice(detector, "detector", DETECTORS)
     check_bound(window, "window", "anywhere")
     if threshold is None:

@@ -1,7 +1,8 @@
 """Doors of optical flow (Appendix A): TV-L1, Farneback, DIS.
 
-Only the reference floor computes flow so far: OpenCV on the host
-(`mme_targets.backends.reference.optical_flow`, where the methods are described).
+TV-L1 runs on the cpu floor (`csrc/cpu/optical_flow.cpp`), else on the reference floor
+(`mme_targets.backends.reference.tvl1`, where the steps are described); Farneback and DIS are
+OpenCV's.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import Array, as_tensor, check_choice, check_dtype, check_rank, like_input
+from ..backends import choose, native
 from ..backends.reference import optical_flow as reference
+from ..backends.reference import tvl1 as solver
 from ..config import Tvl1Config
 
 METHODS = ("tvl1", "farneback", "dis")
 DETECTORS = ("sift", "orb", "corners")
-FLOORS_WITHOUT_FLOW = ("cpu", "triton", "cuda")
+FLOORS_WITHOUT_FLOW = ("triton", "cuda")
 
 
 def optical_flow(
@@ -39,9 +42,8 @@ def optical_flow(
 ) -> Array:
     """Dense optical flow between pairs of frames, clipped to ±`bound` (Appendix A).
 
-    Until the native solver lands, the work is done by OpenCV on the host, by as many threads as
-    `torch.get_num_threads()` says. A CUDA tensor is therefore copied to the host and its flow back,
-    which synchronises with the device.
+    The work is done on the host, by as many threads as `torch.get_num_threads()` says. A CUDA
+    tensor is therefore copied to the host and its flow back, which synchronises with the device.
 
     Parameters
     ----------
@@ -65,7 +67,8 @@ def optical_flow(
         Of RANSAC, for `camera_motion`.
     progress : callable, optional
         Called with 1 for each finished pair, in the calling thread.
-    backend : "auto" or "reference"
+    backend : "auto", "cpu" or "reference"
+        Where TV-L1 runs; Farneback and DIS are on the reference floor only.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def optical_flow(
     ValueError, TypeError
         For an argument that is not as above, by its name.
     ImportError
-        If OpenCV is missing, or lacks `cv2.optflow` and `method` is "tvl1".
+        If OpenCV is missing; TV-L1 on the cpu floor does not need it.
     """
     if camera_motion:
         from .camera_motion import flow_and_camera  # which in turn builds on this module
@@ -95,28 +98,37 @@ def optical_flow(
             progress=progress,
             backend=backend,
         ).flow
-    check_backend(backend)
     check_choice(method, "method", METHODS)
+    floor = flow_floor(method, backend)
     check_choice(detector, "detector", DETECTORS)
     check_bound(bound)
     check_seed(seed)
+    config = check_config(config)
     clips, unbatched = host_frames(frames)
-    flow = reference.optical_flow(
-        clips,
-        host_pairs(pairs, clips.shape[1]),
-        method=method,
-        config=check_config(config),
-        progress=progress,
-    )
+    listed = host_pairs(pairs, clips.shape[1])
+    if floor == "cpu":
+        batch, count = clips.shape[:2]
+        starts = count * np.arange(batch, dtype=np.int32).reshape(-1, 1, 1)
+        places = starts + np.array(listed, np.int32).reshape(1, -1, 2)
+        images = torch.from_numpy(clips.reshape(batch * count, *clips.shape[2:]))
+        flow = _native(images, places.reshape(-1, 2), config, progress)
+        flow = flow.reshape(batch, len(listed), 2, *clips.shape[-2:])
+    else:
+        flow = reference.optical_flow(
+            clips, listed, method=method, config=config, progress=progress
+        )
     return returned(clipped(flow, bound), frames, unbatched)
 
 
 def tvl1(
-    first: Array, second: Array, *, config: Tvl1Config | None = None, backend: str = "auto"
+    first: Array,
+    second: Array,
+    *,
+    config: Tvl1Config | None = None,
+    initial: Array | None = None,
+    backend: str = "auto",
 ) -> Array:
     """TV-L1 optical flow from each first image to its second, not clipped.
-
-    Until the native solver lands, OpenCV computes it on the host; see `optical_flow()`.
 
     Parameters
     ----------
@@ -124,7 +136,9 @@ def tvl1(
         RGB or grey images of values 0 to 255, of the same shape, dtype and device.
     config : Tvl1Config, optional
         By default `Tvl1Config()`; `Tvl1Config.opencv_cuda()` is closer to what the authors ran.
-    backend : "auto" or "reference"
+    initial : [B, 2, H, W] or [2, H, W] float32, optional
+        Flow to start from, px; by default zero. It is scaled down to the pyramid's top.
+    backend : "auto", "cpu" or "reference"
 
     Returns
     -------
@@ -134,18 +148,16 @@ def tvl1(
     ------
     ValueError, TypeError
         For an argument that is not as above, by its name.
-    ImportError
-        If OpenCV is missing or lacks `cv2.optflow`.
     """
-    check_backend(backend)
+    floor = flow_floor("tvl1", backend)
     config = check_config(config)
-    images = []
+    checked = []
     for name, array in (("first", first), ("second", second)):
         tensor = as_tensor(array, name)
         check_rank(tensor, name, (3, 4), "[B, 3 or 1, H, W] or [3 or 1, H, W]")
         check_image(tensor, name, (3, 1))
-        images.append(tensor)
-    one, two = images
+        checked.append(tensor)
+    one, two = checked
     for what in ("shape", "dtype", "device"):
         if getattr(one, what) != getattr(two, what):
             raise ValueError(
@@ -153,10 +165,81 @@ def tvl1(
                 f"{_plain(getattr(one, what))}"
             )
     unbatched = one.dim() == 3
-    batch = torch.stack([one, two], dim=-4)  # [B, 2, C, H, W] or [2, C, H, W]
-    clips = host_array(batch[None] if unbatched else batch)
-    flow = reference.optical_flow(clips, [(0, 1)], method="tvl1", config=config)[:, 0]
+    if unbatched:
+        one, two = one[None], two[None]
+    images = torch.cat([one, two]).cpu()
+    count = len(one)
+    start = None if initial is None else _check_initial(initial, one, unbatched)
+    if floor == "cpu":
+        pairs = np.stack([np.arange(count), np.arange(count) + count], axis=1)
+        flow = _native(images, pairs, config, None, start)
+    else:
+        greys = [reference.grey(image) for image in images.numpy()]
+        starts = [None] * count if start is None else list(start.numpy())
+        fields = [
+            solver.solve(greys[k], greys[count + k], config, starts[k]).astype(np.float32)
+            for k in range(count)
+        ]
+        flow = np.stack(fields) if fields else np.zeros((0, 2, *images.shape[-2:]), np.float32)
     return returned(flow, first, unbatched)
+
+
+def _check_initial(initial: Array, images: torch.Tensor, unbatched: bool) -> torch.Tensor:
+    tensor = as_tensor(initial, "initial")
+    check_dtype(tensor, "initial", (torch.float32,))
+    must = [*([] if unbatched else [len(images)]), 2, *images.shape[-2:]]
+    if list(tensor.shape) != must:
+        raise ValueError(f"initial has shape {list(tensor.shape)}; must be {must} for these images")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError("initial holds values that are not finite; must be a flow, px")
+    return (tensor[None] if unbatched else tensor).cpu()
+
+
+def flow_of_images(
+    images: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+    clips: NDArray[Any],
+    method: str,
+    config: Tvl1Config,
+    floor: str,
+    progress: Callable[[int], object] | None,
+) -> NDArray[np.float32]:
+    """Flow [N, 2, H, W] of pairs of grey images [H, W] of the clips' size, on a floor."""
+    if not images:
+        return np.zeros((0, 2, *clips.shape[-2:]), np.float32)
+    if floor != "cpu":
+        return reference.flow_of_images(images, method=method, config=config, progress=progress)
+    # One plane for each image, whichever pairs it is in.
+    places: dict[int, int] = {}
+    planes: list[NDArray[Any]] = []
+    for image in (image for pair in images for image in pair):
+        if id(image) not in places:
+            places[id(image)] = len(planes)
+            planes.append(image)
+    pairs = np.array([[places[id(a)], places[id(b)]] for a, b in images])
+    whole = all(plane.dtype == np.uint8 for plane in planes)
+    stack = np.stack(planes).astype(np.uint8 if whole else np.float32, copy=False)
+    return _native(torch.from_numpy(stack)[:, None], pairs, config, progress)
+
+
+def _native(
+    images: torch.Tensor,
+    pairs: NDArray[Any],
+    config: Tvl1Config,
+    progress: Callable[[int], object] | None,
+    initial: torch.Tensor | None = None,
+) -> NDArray[np.float32]:
+    """Flow of pairs [N, 2] of images [M, C, H, W]; in parts where progress is to be told."""
+    part = max(1, len(pairs) if progress is None else 4 * torch.get_num_threads())
+    flow = np.empty((len(pairs), 2, *images.shape[-2:]), np.float32)
+    listed = torch.from_numpy(pairs.astype(np.int32))
+    for at in range(0, len(pairs), part):
+        some = slice(at, at + part)
+        start = None if initial is None else initial[some]
+        flow[some] = native.tvl1(images, listed[some], config, start).numpy()
+        if progress is not None:
+            for _ in range(len(listed[some])):
+                progress(1)
+    return flow
 
 
 # What follows checks and converts arguments, for camera_motion.py as well.
@@ -214,14 +297,27 @@ def host_pairs(pairs: Any, frames: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in array]
 
 
-def check_backend(backend: str) -> None:
+def flow_floor(method: str, backend: str) -> str:
+    """The floor, "cpu" or "reference", that computes flow by `method` on the host."""
+    if method != "tvl1":
+        check_backend(backend, f"; {method} is OpenCV's" if backend == "cpu" else "")
+        return "reference"
+    check_backend(backend if backend != "cpu" else "auto")
+    return choose("tvl1", torch.empty(0), backend)
+
+
+def check_backend(backend: str, why: str = "") -> None:
     """Raise unless the reference floor may do the work."""
     if backend in FLOORS_WITHOUT_FLOW:
         raise ValueError(
             f"backend is {backend!r}, a floor that has no optical flow or camera motion yet; "
             "must be 'auto' or 'reference' (OpenCV on the host)"
         )
-    check_choice(backend, "backend", ("auto", "reference"))
+    if backend == "cpu":
+        raise ValueError(
+            f"backend is 'cpu'; must be 'auto' or 'reference' (OpenCV on the host){why}"
+        )
+    check_choice(backend, "backend", ("auto", "cpu", "reference"))
 
 
 def check_config(config: Tvl1Config | None) -> Tvl1Config:

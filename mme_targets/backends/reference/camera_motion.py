@@ -20,18 +20,17 @@ the frame or scales a part of it out of reason is refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...config import Tvl1Config
 from .optical_flow import (
     Flow,
     Image,
     Pairs,
     Progress,
-    dense_flow,
     grey_frames,
     in_parallel,
     keys_of,
@@ -40,6 +39,8 @@ from .optical_flow import (
 )
 
 Points = NDArray[np.float64]
+Solve = Callable[[Sequence[tuple[Image, Image]], Progress | None], Flow]
+"""Pairs of grey images [H, W] → flow [N, 2, H, W]; progress is called with 1 for each."""
 
 ENOUGH_MATCHES = 50
 """RANSAC runs on more matches than these."""
@@ -258,7 +259,7 @@ def camera_motion(
     greys = grey_frames(frames, pairs)
     found = in_parallel(lambda key: features(greys[key], settings.detector), list(greys))
 
-    def solve(key: tuple[int, ...]) -> Estimate:
+    def solve(key: tuple[int, int]) -> Estimate:
         one, two = ((key[0], t) for t in pairs[key[1]])
         return estimate(greys[one], greys[two], flow[key], (found[one], found[two]), settings)
 
@@ -270,30 +271,40 @@ def flow_and_camera(
     pairs: Pairs,
     settings: Settings,
     *,
-    method: str,
-    config: Tvl1Config,
+    solve: Solve,
     progress: Progress | None = None,
 ) -> tuple[Flow, Motion]:
-    """Flow with camera motion removed [B, P, 2, H, W], px, not clipped, and that motion."""
+    """Flow with camera motion removed [B, P, 2, H, W], px, not clipped, and that motion.
+
+    `solve` computes the flow of pairs of grey images, all at once.
+    """
     greys = grey_frames(frames, pairs)
     found = in_parallel(lambda key: features(greys[key], settings.detector), list(greys))
-    flow = np.empty((len(frames), len(pairs), 2, *frames.shape[-2:]), np.float32)
+    keys = keys_of(frames, pairs)
+    ends = {(b, p): ((b, pairs[p][0]), (b, pairs[p][1])) for b, p in keys}
+    images = {key: (greys[one], greys[two]) for key, (one, two) in ends.items()}
+    shape = frames.shape[-2:]
+    flow = solve([images[key] for key in keys], None).reshape(len(frames), len(pairs), 2, *shape)
 
-    def solve(key: tuple[int, ...]) -> Estimate:
-        one, two = ((key[0], t) for t in pairs[key[1]])
-        first, second = greys[one], greys[two]
-        flow[key] = dense_flow(first, second, method, config)
-        camera = estimate(first, second, flow[key], (found[one], found[two]), settings)
-        if camera.ok:
-            still = warp_second(first, second, camera.homography)
-            flow[key] = dense_flow(first, still, method, config)
-        return camera
+    def motion(key: tuple[int, int]) -> tuple[Estimate, Image | None]:
+        one, two = ends[key]
+        camera = estimate(*images[key], flow[key], (found[one], found[two]), settings)
+        still = warp_second(*images[key], camera.homography) if camera.ok else None
+        return camera, still
 
-    estimates = in_parallel(solve, keys_of(frames, pairs), progress)
+    motions = in_parallel(motion, keys)
+    again = [key for key in keys if motions[key][0].ok]
+    for _ in range(len(keys) - len(again)):
+        if progress is not None:
+            progress(1)
+    moved = [(images[key][0], still) for key in again if (still := motions[key][1]) is not None]
+    for key, field in zip(again, solve(moved, progress), strict=True):
+        flow[key] = field
+    estimates = {key: camera for key, (camera, _) in motions.items()}
     return flow, _gathered(estimates, len(frames), len(pairs))
 
 
-def _gathered(estimates: dict[tuple[int, ...], Estimate], clips: int, pairs: int) -> Motion:
+def _gathered(estimates: dict[tuple[int, int], Estimate], clips: int, pairs: int) -> Motion:
     motion = Motion(
         np.empty((clips, pairs, 3, 3)),
         np.empty((clips, pairs), np.int64),

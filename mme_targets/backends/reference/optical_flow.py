@@ -1,17 +1,14 @@
-"""Dense optical flow between two frames (Appendix A), by OpenCV on the host.
+"""Dense optical flow between two frames (Appendix A) on the host: TV-L1 in NumPy, others by OpenCV.
 
-The paper extracts TV-L1; the authors' released code runs Farneback by default; DIS is there because
-it is some hundred times faster. All three work on grey images of values 0 to 255 and give the flow
-in px from the first frame to the second, channel 0 to the right and channel 1 down.
+The paper extracts TV-L1 (`tvl1.py` beside this file); the authors' released code runs Farneback by
+default; DIS is there because it is faster still. All three work on grey images of values 0 to 255
+and give the flow in px from the first frame to the second, channel 0 to the right and channel 1
+down.
 
 Nothing depends on the number of threads or on the batch that a pair is in: pairs are shared among
 threads, each is solved by one thread with an OpenCV object of its own, and OpenCV's own threads are
 off meanwhile (DIS would split the frame by their number, and a pool of theirs does not survive a
 fork).
-
-Deviations from the tool chain of Appendix A: it ran OpenCV's CUDA version of TV-L1, whose structure
-`Tvl1Config.opencv_cuda()` approximates (OpenCV's CPU version aligns its pyramid by half pixels,
-the CUDA version does not).
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...config import Tvl1Config
+from . import tvl1
 
 Image = NDArray[Any]
 Flow = NDArray[np.float32]
@@ -35,22 +33,22 @@ Progress = Callable[[int], object]
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-SMALLEST_SIDE = {"tvl1": 2, "farneback": 1, "dis": 48}
-"""px; smaller frames are continued by their last row and column. TV-L1's gradients read two rows;
-DIS crashes on frames that do not hold one patch of its coarsest level."""
+SMALLEST_SIDE = {"tvl1": 1, "farneback": 1, "dis": 48}
+"""px; smaller frames are continued by their last row and column: DIS crashes on frames that do not
+hold one patch of its coarsest level."""
 
 FARNEBACK = (0.5, 5, 13, 10, 5, 1.1, 0)
 """Scale step, levels, window (px), iterations, neighbourhood (px), its σ (px), flags: the defaults
 of OpenCV's CUDA version, which the authors' extractor uses."""
 
 
-def opencv(needs_contrib: bool = False) -> Any:
+def opencv() -> Any:
     """OpenCV, imported when first needed.
 
     Raises
     ------
     ImportError
-        If it is not installed, or (`needs_contrib`) is a build without `cv2.optflow`.
+        If it is not installed.
     """
     try:
         import cv2
@@ -58,11 +56,6 @@ def opencv(needs_contrib: bool = False) -> Any:
         raise ImportError(
             "optical flow and camera motion need OpenCV: pip install opencv-contrib-python-headless"
         ) from error
-    if needs_contrib and not hasattr(getattr(cv2, "optflow", None), "DualTVL1OpticalFlow_create"):
-        raise ImportError(
-            f"TV-L1 needs cv2.optflow, which this OpenCV ({cv2.__version__}) lacks: replace "
-            "opencv-python by opencv-contrib-python-headless (only one of the two can be installed)"
-        )
     return cv2
 
 
@@ -105,24 +98,8 @@ def dense_flow(first: Image, second: Image, method: str, config: Tvl1Config) -> 
 
 
 def _tvl1(first: Image, second: Image, config: Tvl1Config) -> Flow:
-    """OpenCV's dual TV-L1. Levels of its pyramid under 16 px are left out, but never the first."""
-    solver = opencv(needs_contrib=True).optflow.DualTVL1OpticalFlow_create()
-    solver.setTau(config.tau)
-    solver.setLambda(config.lambda_)
-    solver.setTheta(config.theta)
-    solver.setGamma(config.gamma)
-    # A solver drops levels for good once it meets a small frame, so each pair gets its own.
-    solver.setScalesNumber(config.scales)
-    solver.setScaleStep(config.scale_step)
-    solver.setWarpingsNumber(config.warps)
-    solver.setEpsilon(config.epsilon)
-    solver.setInnerIterations(config.inner_iterations)
-    solver.setOuterIterations(config.outer_iterations)
-    solver.setMedianFiltering(config.median)
-    if first.dtype != np.uint8 or second.dtype != np.uint8:
-        # OpenCV takes float images as 0 to 1 and multiplies them by 255.
-        first, second = (image.astype(np.float32) / np.float32(255) for image in (first, second))
-    flow: Flow = solver.calc(first, second, None)
+    """TV-L1 in float64."""
+    flow: Flow = tvl1.solve(first, second, config).astype(np.float32).transpose(1, 2, 0)
     return flow
 
 
@@ -155,19 +132,27 @@ def optical_flow(
 ) -> Flow:
     """Flow of each pair of frames: [B, T, 3 or 1, H, W] → [B, P, 2, H, W], px, not clipped."""
     greys = grey_frames(frames, pairs)
-    flow = np.empty((len(frames), len(pairs), 2, *frames.shape[-2:]), np.float32)
-
-    def solve(key: tuple[int, ...]) -> None:
-        first, second = (greys[key[0], t] for t in pairs[key[1]])
-        flow[key] = dense_flow(first, second, method, config)
-
-    in_parallel(solve, keys_of(frames, pairs), progress)
-    return flow
+    images = [(greys[b, pairs[p][0]], greys[b, pairs[p][1]]) for b, p in keys_of(frames, pairs)]
+    flow = flow_of_images(images, method=method, config=config, progress=progress)
+    return flow.reshape(len(frames), len(pairs), 2, *frames.shape[-2:])
 
 
-def keys_of(frames: Image, pairs: Pairs) -> list[tuple[int, ...]]:
+def flow_of_images(
+    images: Sequence[tuple[Image, Image]],
+    *,
+    method: str,
+    config: Tvl1Config,
+    progress: Progress | None = None,
+) -> Flow:
+    """Flow [N, 2, H, W] of N pairs of grey images [H, W] of one size."""
+    keys = list(range(len(images)))
+    flow = in_parallel(lambda k: dense_flow(*images[k], method, config), keys, progress)
+    return np.stack([flow[k] for k in keys]) if keys else np.zeros((0, 2, 0, 0), np.float32)
+
+
+def keys_of(frames: Image, pairs: Pairs) -> list[tuple[int, int]]:
     """(clip, pair) of every flow field to be computed."""
-    return list(np.ndindex(len(frames), len(pairs)))
+    return [(b, p) for b in range(len(frames)) for p in range(len(pairs))]
 
 
 def grey_frames(frames: Image, pairs: Pairs) -> dict[tuple[int, int], Image]:
