@@ -84,7 +84,8 @@ def trajectories(
     omega, batched = _flow(flow)
     check_choice(median, "median", (1, 3))
     check_choice(sampling, "sampling", ("nearest", "bilinear"))
-    check_range(bound, "bound", 0.0)
+    if isinstance(bound, bool) or not isinstance(bound, (int, float, np.number)):
+        raise TypeError(f"bound is {bound!r}; must be a number of px")
     if not bound > 0:
         raise ValueError(f"bound is {bound!r}; must be positive")
     pairs, height, width = omega.shape[1], omega.shape[3], omega.shape[4]
