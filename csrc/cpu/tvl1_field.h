@@ -69,8 +69,8 @@ struct Component {
   int qy;  // floats into a block
 
   MME_WIDE Component(const Field<kGamma>& f, int y, int plane, int dual, int blocked)
-      : qx(kFlow ? f.row(y, dual) : nullptr),
-        u(kFlow ? f.row(y, plane) : nullptr),
+      : qx(kFlow != kNone ? f.row(y, dual) : nullptr),
+        u(kFlow != kNone ? f.row(y, plane) : nullptr),
         u_up(f.row(y - 1, plane)),
         qx_up(f.row(y - 1, dual)),
         qy(blocked * kLanes) {}
@@ -85,7 +85,7 @@ struct Component {
   MME_WIDE void gradient(int x, Wide below, Wide* ux, Wide* uy) const {
     const Wide here = load(u_up + x);
     *ux = load(u_up + x + 1) - here;
-    *uy = kFlow ? below - here : wide(0.f);
+    *uy = kFlow != kNone ? below - here : wide(0.f);
   }
   MME_WIDE void dual(int x, float* block_up, Wide ux, Wide uy, Wide step, Wide factor) const {
     store(qx_up + x, madd(step, ux, load(qx_up + x)) * factor);
@@ -105,7 +105,7 @@ double step_row(const Field<kGamma>& f, int y, Steps steps) {
   const Part cu(f, y, kU, kQux, kQuy), cv(f, y, kV, kQvx, kQvy);
   const Part cw(f, y, kGamma ? kW : kU, kGamma ? kQwx : kQux, kGamma ? kQwy : kQuy);
   constexpr int kBlock = Field<kGamma>::kBlock;
-  const float* block = f.blocks(kFlow ? y : 0);
+  const float* block = f.blocks(kFlow != kNone ? y : 0);
   float* block_up = f.blocks(y - 1);  // both of the vector whose flow is next
   const Wide tau = wide(steps.dual), slope = wide(steps.slope), one = wide(1.f);
   const Wide tiny = wide(kTinySquare);
