@@ -15,8 +15,8 @@ from .harness import Case, Peer, Setting, textured_frames
 
 PAIRS = {"tvl1": 4, "farneback": 8, "dis": 8}
 NOTES = {
-    "tvl1": "the dual iteration's arithmetic, not memory; the floor is not stated, since the number "
-    "of iterations depends on the frames",
+    "tvl1": "the arithmetic of the dual iterations; the floor is not stated, since their number "
+    "depends on the frames",
     "farneback": "OpenCV does the work: there is nothing to win",
     "dis": "OpenCV does the work: there is nothing to win",
 }
