@@ -68,7 +68,7 @@ def _case(setting: Setting, frames: torch.Tensor, method: str) -> Case:
     return Case(
         stage="optical_flow",
         operation="optical_flow",
-        name=setting.label(1, f"{method} of {pairs} pairs"),
+        name=setting.label(1, f"optical flow ({method}) of {pairs} pairs"),
         floor="cpu" if method == "tvl1" else "reference",
         run=lambda: mme_targets.optical_flow(frames, method=method),
         check=check,

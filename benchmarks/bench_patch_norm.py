@@ -45,7 +45,7 @@ def _case(setting: Setting, values: torch.Tensor, floor: str, mode: str, truth: 
     return Case(
         stage="patch_norm",
         operation="patch_norm",
-        name=setting.label(len(values), f"{values.shape[1]} patches by {mode}"),
+        name=setting.label(len(values), f"patch norm ({mode}) of {values.shape[1]} patches"),
         floor=floor,
         run=lambda: mme_targets.patch_norm(values, mode=mode, backend=floor),
         check=check,

@@ -66,7 +66,7 @@ def _tracks(setting: Setting, flow: torch.Tensor, floor: str, truth: Trajectorie
     return Case(
         stage="trajectories",
         operation="trajectories",
-        name=setting.label(len(flow), f"{pairs} flows"),
+        name=setting.label(len(flow), f"trajectories through {pairs} flows"),
         floor=floor,
         run=run,
         check=check,

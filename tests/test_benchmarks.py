@@ -322,7 +322,7 @@ def test_readme_is_filled_between_markers(tmp_path: Path) -> None:
     assert once.startswith("# Title\n<!-- speed:begin -->\n")
     assert "\n<!-- speed:end -->\ntext\n<!-- support:begin -->\n" in once
     assert "| hog case | cpu | peer | 2.00 [1.00–3.00] | 8.00 [8.00–8.00] | 4.00x" in once
-    assert "hog case (cpu, 2.00 times its floor): why." in once
+    assert "hog case (cpu, 2.00 times its limit): why." in once
     assert "**A Processor**, 2 threads, avx2" in once
     assert "commit 012345678" in once
 
