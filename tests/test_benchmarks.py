@@ -243,8 +243,8 @@ def test_command_writes_one_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert known <= set(report["meta"])
     assert {"python", "torch", "numpy", "opencv"} <= set(report["meta"]["versions"])
     assert [row["case"] for row in report["rows"]] == [
-        "18 patches by patch at 48x48",
-        "18 patches by coordinate at 48x48",
+        "patch norm (patch) of 18 patches at 48x48",
+        "patch norm (coordinate) of 18 patches at 48x48",
     ]
     fields = {field.name for field in dataclasses.fields(Row)}
     for row in report["rows"]:
