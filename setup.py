@@ -30,10 +30,10 @@ FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trap
 FLAGS += ["-fvisibility=hidden", "-fPIC", "-g0", "-Wall", "-Wextra", "-Wno-psabi"]
 X86_VARIANTS = {
     "baseline": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx2": ["-mavx2", "-mfma"],
     # 256 bits: left to itself gcc spreads eight partial sums over 512, which takes twice as long.
     "avx512": [
-        *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         "-mprefer-vector-width=256",
     ],
 }

@@ -26,8 +26,7 @@ std::vector<Variant> variants() {
                              &baseline::kPatchNorm, &baseline::kOpticalFlow}};
 #if defined(MME_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
                     &avx2::kOpticalFlow});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
