@@ -24,9 +24,6 @@ TOLERANCE = {
     "median": (0.0, 0.0),  # a median selects, it does not compute
     "hog": (2e-3, 2e-6),  # grey levels x px: 64 sums of magnitudes up to 1443
     "hog_l2": (2e-6, 2e-6),
-    # Linear bins share by a float32 phase below 36: up to 2e-6 of each magnitude may move.
-    "hog_linear": (1e-2, 2e-6),
-    "hog_linear_l2": (1e-5, 2e-6),
     "patch_norm": (2e-5, 2e-5),  # float32 sums of up to 2592 values
 }
 FLIPS = 1e-3

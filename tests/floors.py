@@ -44,8 +44,7 @@ HISTOGRAMS = [
 
 def tolerance(options: dict) -> str:
     """The entry of the tolerance table for these options."""
-    linear = "_linear" if options.get("binning") == "linear" else ""
-    return f"hog{linear}{'_l2' if options.get('l2') else ''}"
+    return "hog_l2" if options.get("l2") else "hog"
 
 
 @contextmanager
