@@ -1,7 +1,7 @@
 """Motion targets from raw frames (Masked Motion Encoding, CVPR 2023), on CPU or GPU."""
 
 from .backends import backends
-from .config import ConfigError, TargetConfig, Tvl1Config
+from .config import ConfigError, SurfConfig, TargetConfig, Tvl1Config
 from .ops.camera_motion import CameraMotion, camera_motion
 from .ops.descriptors import hof, hog, mbh, trajectory_hog
 from .ops.optical_flow import optical_flow, tvl1
@@ -17,6 +17,7 @@ __all__ = [
     "ClipPlan",
     "ConfigError",
     "MotionTargets",
+    "SurfConfig",
     "Target",
     "TargetConfig",
     "Targets",

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .backends import FLOORS
-from .config import TargetConfig, Tvl1Config
+from .config import SurfConfig, TargetConfig, Tvl1Config
 
 PRESETS = ("paper", "kinetics400", "ssv2", "released")
+NESTED = ("tvl1", "surf")
+"""Fields of `TargetConfig` that are configs of their own."""
 
 
 class Command(NamedTuple):
@@ -86,13 +88,16 @@ def _add_flow(parser: Any) -> None:
 
 
 def _add_constants(parser: Any, names: tuple[str, ...] = ()) -> None:
-    for cls, prefix in ((TargetConfig, ""), (Tvl1Config, "tvl1.")):
-        group = parser.add_argument_group(
-            "constants of the paper" if not prefix else "TV-L1, for --flow tvl1"
-        )
+    groups: tuple[tuple[type, str, str], ...] = (
+        (TargetConfig, "", "constants of the paper"),
+        (Tvl1Config, "tvl1.", "TV-L1, for --flow tvl1"),
+        (SurfConfig, "surf.", "SURF, for --detector surf (patented in the US)"),
+    )
+    for cls, prefix, title in groups:
+        group = parser.add_argument_group(title)
         docs, defaults, hints = field_docs(cls), cls(), typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
-            if f.name == "tvl1" or (names and not prefix and f.name not in names):
+            if f.name in NESTED or (names and not prefix and f.name not in names):
                 continue
             value = getattr(defaults, f.name)
             plain = ",".join(value) if isinstance(value, tuple) else json.dumps(value)
@@ -132,12 +137,13 @@ def build_config(args: Any) -> TargetConfig:
         base = getattr(TargetConfig, given.get("preset") or "paper")()
     values = base.to_dict()
     for f in dataclasses.fields(TargetConfig):
-        if f.name != "tvl1" and given.get(f.name) is not None:
+        if f.name not in NESTED and given.get(f.name) is not None:
             value = given[f.name]
             values[f.name] = value.split(",") if f.name == "targets" else value
-    for name, value in given["tvl1"].items():
-        if value is not None:
-            values["tvl1"][name] = value
+    for nested in NESTED:
+        for name, value in given[nested].items():
+            if value is not None:
+                values[nested][name] = value
     return TargetConfig.from_dict(values)
 
 

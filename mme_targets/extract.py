@@ -168,7 +168,7 @@ class VideoJob:
         if not config.camera_motion:
             flow = optical_flow(clip.frames, **options)
             return {p: _Pair(f, None, True) for p, f in zip(wanted, flow, strict=True)}
-        found = flow_and_camera(clip.frames, detector=config.detector, **options)
+        found = flow_and_camera(clip.frames, detector=config.detector, surf=config.surf, **options)
         camera = found.camera
         return {
             pair: _Pair(

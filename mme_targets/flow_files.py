@@ -103,7 +103,11 @@ class FlowJob:
             found = [True] * (len(clip.frames) - 1)
             if config.camera_motion:
                 removed = flow_and_camera(
-                    clip.frames, detector=config.detector, progress=progress, **options
+                    clip.frames,
+                    detector=config.detector,
+                    surf=config.surf,
+                    progress=progress,
+                    **options,
                 )
                 flow, homographies = removed.flow, removed.camera.homographies
                 found = [bool(ok) for ok in removed.camera.ok]

@@ -141,9 +141,11 @@ class MotionTargets(nn.Module):
             "detector": config.detector,
             "progress": progress,
         }
+        if images.is_cuda and self.backend in ("triton", "cuda") and config.flow == "tvl1":
+            options["backend"] = self.backend
         if not config.camera_motion:
             return optical_flow(images, **options), None
-        found = flow_and_camera(images, **options)
+        found = flow_and_camera(images, surf=config.surf, **options)
         return found.flow, found.camera.homographies
 
     def _track(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mme_targets.backends.reference import camera_motion as reference
-from mme_targets.config import Tvl1Config
+from mme_targets.config import SurfConfig, Tvl1Config
 from mme_targets.ops.camera_motion import CameraMotion, camera_motion, flow_and_camera
 from mme_targets.ops.optical_flow import DETECTORS, optical_flow
 
@@ -263,7 +263,7 @@ def test_folding_and_crushing_homographies_are_refused(matrix: np.ndarray, good:
 
 
 def settings(seed: int = 0) -> reference.Settings:
-    return reference.Settings("sift", 25.0, 1.0, seed)
+    return reference.Settings("sift", 25.0, 1.0, seed, SurfConfig())
 
 
 def test_how_many_matches_and_inliers_it_takes(rng: np.random.Generator) -> None:
@@ -404,7 +404,7 @@ FLOW = torch.zeros(1, 2, 2, 40, 44)
         ({"flow": FLOW.double()}, TypeError, "flow has dtype float64"),
         ({"flow": None}, TypeError, "flow is a"),
         ({"pairs": [(0, 1), (2, 3)]}, ValueError, "pairs names frame 3"),
-        ({"detector": "surf"}, ValueError, "detector is 'surf'"),
+        ({"detector": "star"}, ValueError, "detector is 'star'"),
         ({"window": -1.0}, ValueError, "window is -1.0"),
         ({"threshold": 0}, ValueError, "threshold is 0"),
         ({"threshold": None}, ValueError, "threshold is None"),

@@ -249,10 +249,10 @@ NAN = torch.full((2, 3, 20, 24), torch.nan)
         ({"bound": 0}, ValueError, "bound is 0"),
         ({"bound": float("nan")}, ValueError, "bound is nan"),
         ({"config": {"tau": 0.1}}, TypeError, "config is a dict"),
-        ({"detector": "surf"}, ValueError, "detector is 'surf'"),
+        ({"detector": "star"}, ValueError, "detector is 'star'"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"seed": 0.5}, TypeError, "seed is 0.5"),
-        ({"backend": "cuda"}, ValueError, "backend is 'cuda'.* no optical flow"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda' cannot run (tvl1|camera_motion) on cpu"),
         ({"backend": "gpu"}, ValueError, "backend is 'gpu'"),
     ],
 )

@@ -23,9 +23,9 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "mbh": FLOORS,
     "trajectory_hog": FLOORS,
     "patch_norm": FLOORS,
-    "optical_flow": ("reference", "cpu"),
-    "tvl1": ("reference", "cpu"),
-    "camera_motion": ("reference",),
+    "optical_flow": FLOORS,
+    "tvl1": FLOORS,
+    "camera_motion": FLOORS,
 }
 
 

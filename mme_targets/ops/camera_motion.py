@@ -1,34 +1,36 @@
 """Doors of camera motion (Appendix A): interest points → homography → warp → flow again.
 
-Only the reference floor estimates it so far: OpenCV and NumPy on the host
-(`mme_targets.backends.reference.camera_motion`, where the steps are described). The two flows of
-`flow_and_camera` are computed where `optical_flow` computes them.
+`mme_targets.backends.reference.camera_motion` describes the steps. The reference floor takes them
+one pair at a time in NumPy and OpenCV; the others take them in batched torch operations
+(`mme_targets.backends.batched`), on the device that the frames are on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from ..arrays import Array, as_tensor, check_choice, check_dtype
+from ..backends import choose
+from ..backends.batched import camera_motion as batched
+from ..backends.batched.homography import Estimate
 from ..backends.reference import camera_motion as reference
-from ..config import Tvl1Config
+from ..config import SurfConfig, Tvl1Config
 from .optical_flow import (
     DETECTORS,
     METHODS,
-    check_backend,
+    Progress,
     check_bound,
     check_config,
+    check_frames,
     check_seed,
     clipped,
     flow_floor,
-    flow_of_images,
-    host_array,
-    host_frames,
+    gathered,
     host_pairs,
     returned,
+    solve,
 )
 
 WINDOW = 25.0
@@ -68,7 +70,8 @@ def camera_motion(
     flow: Array,
     *,
     pairs: Any = None,
-    detector: str = "sift",
+    detector: str = "surf",
+    surf: SurfConfig | None = None,
     window: float | None = WINDOW,
     threshold: float = THRESHOLD,
     seed: int = 0,
@@ -80,8 +83,9 @@ def camera_motion(
     of the first frame carried by the flow, go to RANSAC if they are more than 50; the homography is
     kept if more than 25 agree with it and it neither folds nor crushes the frame.
 
-    OpenCV does the work on the host; a CUDA tensor is copied there, which synchronises with the
-    device.
+    The work is done where the frames are; on a GPU nothing waits for it, but that SIFT and ORB are
+    OpenCV's, which takes the frames to the host. At most 1000 corners and `surf.features` interest
+    points of a frame take part.
 
     Parameters
     ----------
@@ -91,8 +95,11 @@ def camera_motion(
         Unclipped flow of each pair, px. Corners whose flow is not finite are left out.
     pairs : [P, 2] integers on the host, optional
         First and second frame of each flow. By default 0→1, 1→2, …
-    detector : "sift", "orb" or "corners"
-        Interest points: SIFT, ORB, or none but the corners.
+    detector : "surf", "sift", "orb" or "corners"
+        Interest points: SURF as in the paper, SIFT, ORB, or none but the corners. SURF is patented
+        in the United States (US 8,165,401); the others do without it.
+    surf : SurfConfig, optional
+        Parameters of SURF; by default `SurfConfig()`: upright, 128 values.
     window : float or None
         Interest points match within ± this in x and y, px; None: anywhere. It limits how much
         motion they can see.
@@ -100,18 +107,18 @@ def camera_motion(
         RANSAC's, px.
     seed : int
         Of RANSAC's random numbers, which start anew for every pair: same input, same output.
-    backend : "auto" or "reference"
+    backend : "auto" or a floor
 
     Raises
     ------
     ValueError, TypeError
         For an argument that is not as above, by its name.
     ImportError
-        If OpenCV is missing.
+        If OpenCV is missing and is needed: for SIFT and ORB, and by the reference floor.
     """
-    check_backend(backend)
-    _check(detector, window, threshold, seed)
-    clips, unbatched = host_frames(frames)
+    settings = _settings(detector, window, threshold, seed, surf)
+    clips, unbatched = check_frames(frames)
+    floor = choose("camera_motion", clips, backend)
     listed = host_pairs(pairs, clips.shape[1])
     field = as_tensor(flow, "flow")
     check_dtype(field, "flow", (torch.float32, torch.float16))
@@ -120,12 +127,20 @@ def camera_motion(
         raise ValueError(
             f"flow has shape {list(field.shape)}; must be {must} for these frames and pairs"
         )
-    motion = reference.camera_motion(
-        clips,
-        host_array((field[None] if unbatched else field).float()),
-        listed,
-        reference.Settings(detector, window, threshold, seed),
-    )
+    if field.device != clips.device:
+        raise ValueError(f"flow is on {field.device}, frames on {clips.device}")
+    field = field[None] if unbatched else field
+    if floor == "reference":
+        found = reference.camera_motion(
+            clips.cpu().numpy(), field.cpu().float().numpy(), listed, settings
+        )
+        motion = CameraMotion(*(torch.from_numpy(part).to(clips.device) for part in found))
+    else:
+        images, places = gathered(clips, listed)
+        estimates = batched.estimate(
+            batched.grey(images), places.long(), field.flatten(0, 1), settings
+        )
+        motion = _folded(estimates, len(clips))
     return CameraMotion(*(returned(part, frames, unbatched) for part in motion))
 
 
@@ -136,11 +151,12 @@ def flow_and_camera(
     pairs: Any = None,
     bound: float | None = 20.0,
     config: Tvl1Config | None = None,
-    detector: str = "sift",
+    detector: str = "surf",
+    surf: SurfConfig | None = None,
     window: float | None = WINDOW,
     threshold: float = THRESHOLD,
     seed: int = 0,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
     backend: str = "auto",
 ) -> FlowAndCamera:
     """`optical_flow(camera_motion=True)` that also returns the camera's motion it removed.
@@ -149,28 +165,101 @@ def flow_and_camera(
     frame shows at H·(p + flow(p)) what the first shows at p.
     """
     check_choice(method, "method", METHODS)
-    floor = flow_floor(method, backend)
-    _check(detector, window, threshold, seed)
+    settings = _settings(detector, window, threshold, seed, surf)
     check_bound(bound)
     tvl1 = check_config(config)
-    clips, unbatched = host_frames(frames)
-    flow, motion = reference.flow_and_camera(
-        clips,
-        host_pairs(pairs, clips.shape[1]),
-        reference.Settings(detector, window, threshold, seed),
-        solve=lambda images, done: flow_of_images(images, clips, method, tvl1, floor, done),
-        progress=progress,
-    )
+    clips, unbatched = check_frames(frames)
+    floor = flow_floor(method, backend, clips)
+    listed = host_pairs(pairs, clips.shape[1])
+    images, places = gathered(clips, listed)
+    if choose("camera_motion", clips, backend) == "reference":
+        flow, motion = _by_reference(clips, listed, settings, method, tvl1, floor, progress)
+    else:
+        flow, estimates = _remove(images, places, settings, method, tvl1, floor, progress)
+        flow = flow.view(len(clips), len(listed), 2, *clips.shape[-2:])
+        motion = _folded(estimates, len(clips))
     return FlowAndCamera(
         returned(clipped(flow, bound), frames, unbatched),
         CameraMotion(*(returned(part, frames, unbatched) for part in motion)),
     )
 
 
-def _check(detector: str, window: float | None, threshold: float, seed: int) -> None:
+def _remove(
+    images: torch.Tensor,
+    pairs: torch.Tensor,
+    settings: reference.Settings,
+    method: str,
+    config: Tvl1Config,
+    floor: str,
+    progress: Progress | None,
+) -> tuple[torch.Tensor, Estimate]:
+    """Flow [N, 2, H, W] of pairs [N, 2] of images, without the camera's motion, and that motion."""
+    flow = solve(images, pairs, method, config, floor, None)
+    greys = batched.grey(images)
+    camera = batched.estimate(greys, pairs.long(), flow, settings)
+    again, ok = pairs, camera.ok
+    if not images.is_cuda:  # looking costs nothing here: only what has a homography is solved again
+        again = pairs[ok]
+        for _ in range(len(pairs) - len(again)):
+            if progress is not None:
+                progress(1)
+    first, second = (greys[end] for end in again.long().unbind(1))
+    if images.is_cuda:
+        still = batched.warp_second(first, second, camera.homographies)
+        # Where there is nothing to remove two equal images are solved, which stops at once.
+        still = still.where(ok[:, None, None], first.float())
+    else:
+        still = batched.warp_second(first, second, camera.homographies[ok])
+    stack = torch.cat([first.float(), still])[:, None]
+    index = torch.arange(len(again), device=images.device, dtype=torch.int32)
+    ends = torch.stack([index, index + len(again)], dim=1)
+    moved = solve(stack, ends, method, config, floor, progress)
+    if images.is_cuda:
+        return moved.where(ok[:, None, None, None], flow), camera
+    flow[ok] = moved
+    return flow, camera
+
+
+def _by_reference(
+    clips: torch.Tensor,
+    pairs: list[tuple[int, int]],
+    settings: reference.Settings,
+    method: str,
+    config: Tvl1Config,
+    floor: str,
+    progress: Progress | None,
+) -> tuple[torch.Tensor, CameraMotion]:
+    def flows(images: Any, done: Progress | None) -> Any:
+        """Flow of pairs of grey images, on the floor that computes flow."""
+        if not images:
+            return torch.zeros((0, 2, *clips.shape[-2:])).numpy()
+        planes = [torch.from_numpy(image).float() for pair in images for image in pair]
+        ends = torch.arange(len(planes), dtype=torch.int32).view(-1, 2)
+        return solve(torch.stack(planes)[:, None], ends, method, config, floor, done).numpy()
+
+    flow, motion = reference.flow_and_camera(
+        clips.cpu().numpy(), pairs, settings, solve=flows, progress=progress
+    )
+    device = clips.device
+    parts = (torch.from_numpy(part).to(device) for part in motion)
+    return torch.from_numpy(flow).to(device), CameraMotion(*parts)
+
+
+def _folded(found: Estimate, clips: int) -> CameraMotion:
+    """Of all clips' pairs in a row: [B · P, ...] → [B, P, ...]."""
+    pairs = len(found.ok) // clips if clips else 0
+    return CameraMotion(*(part.view(clips, pairs, *part.shape[1:]) for part in found))
+
+
+def _settings(
+    detector: str, window: float | None, threshold: float, seed: int, surf: SurfConfig | None
+) -> reference.Settings:
     check_choice(detector, "detector", DETECTORS)
     check_bound(window, "window", "anywhere")
     if threshold is None:
         raise ValueError("threshold is None; must be a number of px above 0")
     check_bound(threshold, "threshold")
     check_seed(seed)
+    if surf is not None and not isinstance(surf, SurfConfig):
+        raise TypeError(f"surf is a {type(surf).__name__}; must be a SurfConfig")
+    return reference.Settings(detector, window, threshold, seed, surf or SurfConfig())

@@ -1,8 +1,7 @@
 """Doors of optical flow (Appendix A): TV-L1, Farneback, DIS.
 
-TV-L1 runs on the cpu floor (`csrc/cpu/optical_flow.cpp`), else on the reference floor
-(`mme_targets.backends.reference.tvl1`, where the steps are described); Farneback and DIS are
-OpenCV's.
+TV-L1 runs on every floor (`mme_targets.backends.reference.tvl1` describes its steps); Farneback and
+DIS are OpenCV's, on the host.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..arrays import Array, as_tensor, check_choice, check_dtype, check_rank, like_input
-from ..backends import choose, native
+from ..backends import choose, load
 from ..backends.reference import optical_flow as reference
 from ..backends.reference import tvl1 as solver
 from ..config import Tvl1Config
 
 METHODS = ("tvl1", "farneback", "dis")
-DETECTORS = ("sift", "orb", "corners")
-FLOORS_WITHOUT_FLOW = ("triton", "cuda")
+DETECTORS = ("surf", "sift", "orb", "corners")
+
+Progress = Callable[[int], object]
 
 
 def optical_flow(
@@ -35,20 +34,22 @@ def optical_flow(
     pairs: Any = None,
     bound: float | None = 20.0,
     config: Tvl1Config | None = None,
-    detector: str = "sift",
+    detector: str = "surf",
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
     backend: str = "auto",
 ) -> Array:
     """Dense optical flow between pairs of frames, clipped to ±`bound` (Appendix A).
 
-    The work is done on the host, by as many threads as `torch.get_num_threads()` says. A CUDA
-    tensor is therefore copied to the host and its flow back, which synchronises with the device.
+    TV-L1 runs where the frames are: on the host by as many threads as `torch.get_num_threads()`
+    says, on a GPU on the current stream without waiting for it. Farneback and DIS run on the host;
+    a CUDA tensor is copied there and its flow back, which synchronises with the device.
 
     Parameters
     ----------
     frames : [B, T, 3, H, W] or [T, 3, H, W], uint8 or float32
-        RGB of values 0 to 255. float32 is clamped to these; it must be finite.
+        RGB of values 0 to 255. float32 is clamped to these; it must be finite (on a GPU, where
+        looking would mean waiting, what is not counts as black).
     method : "tvl1", "farneback" or "dis"
         The paper uses TV-L1. All of them read the grey image.
     camera_motion : bool
@@ -61,13 +62,13 @@ def optical_flow(
         Flow is clipped to ± this, px, after all else; None leaves it.
     config : Tvl1Config, optional
         Parameters of TV-L1; by default `Tvl1Config()`.
-    detector : "sift", "orb" or "corners"
-        Interest points for `camera_motion`.
+    detector : "surf", "sift", "orb" or "corners"
+        Interest points for `camera_motion`. SURF is patented in the US; the others are not.
     seed : int
         Of RANSAC, for `camera_motion`.
     progress : callable, optional
         Called with 1 for each finished pair, in the calling thread.
-    backend : "auto", "cpu" or "reference"
+    backend : "auto" or a floor
         Where TV-L1 runs; Farneback and DIS are on the reference floor only.
 
     Returns
@@ -99,24 +100,16 @@ def optical_flow(
             backend=backend,
         ).flow
     check_choice(method, "method", METHODS)
-    floor = flow_floor(method, backend)
     check_choice(detector, "detector", DETECTORS)
     check_bound(bound)
     check_seed(seed)
     config = check_config(config)
-    clips, unbatched = host_frames(frames)
+    clips, unbatched = check_frames(frames)
+    floor = flow_floor(method, backend, clips)
     listed = host_pairs(pairs, clips.shape[1])
-    if floor == "cpu":
-        batch, count = clips.shape[:2]
-        starts = count * np.arange(batch, dtype=np.int32).reshape(-1, 1, 1)
-        places = starts + np.array(listed, np.int32).reshape(1, -1, 2)
-        images = torch.from_numpy(clips.reshape(batch * count, *clips.shape[2:]))
-        flow = _native(images, places.reshape(-1, 2), config, progress)
-        flow = flow.reshape(batch, len(listed), 2, *clips.shape[-2:])
-    else:
-        flow = reference.optical_flow(
-            clips, listed, method=method, config=config, progress=progress
-        )
+    images, places = gathered(clips, listed)
+    flow = solve(images, places, method, config, floor, progress)
+    flow = flow.view(len(clips), len(listed), 2, *clips.shape[-2:])
     return returned(clipped(flow, bound), frames, unbatched)
 
 
@@ -138,7 +131,7 @@ def tvl1(
         By default `Tvl1Config()`; `Tvl1Config.opencv_cuda()` is closer to what the authors ran.
     initial : [B, 2, H, W] or [2, H, W] float32, optional
         Flow to start from, px; by default zero. It is scaled down to the pyramid's top.
-    backend : "auto", "cpu" or "reference"
+    backend : "auto" or a floor
 
     Returns
     -------
@@ -149,7 +142,6 @@ def tvl1(
     ValueError, TypeError
         For an argument that is not as above, by its name.
     """
-    floor = flow_floor("tvl1", backend)
     config = check_config(config)
     checked = []
     for name, array in (("first", first), ("second", second)):
@@ -164,23 +156,14 @@ def tvl1(
                 f"second has {what} {_plain(getattr(two, what))}; must be that of first, "
                 f"{_plain(getattr(one, what))}"
             )
+    floor = flow_floor("tvl1", backend, one)
     unbatched = one.dim() == 3
     if unbatched:
         one, two = one[None], two[None]
-    images = torch.cat([one, two]).cpu()
-    count = len(one)
     start = None if initial is None else _check_initial(initial, one, unbatched)
-    if floor == "cpu":
-        pairs = np.stack([np.arange(count), np.arange(count) + count], axis=1)
-        flow = _native(images, pairs, config, None, start)
-    else:
-        greys = [reference.grey(image) for image in images.numpy()]
-        starts = [None] * count if start is None else list(start.numpy())
-        fields = [
-            solver.solve(greys[k], greys[count + k], config, starts[k]).astype(np.float32)
-            for k in range(count)
-        ]
-        flow = np.stack(fields) if fields else np.zeros((0, 2, *images.shape[-2:]), np.float32)
+    index = torch.arange(len(one), device=one.device)
+    places = torch.stack([index, index + len(one)], dim=1).int()
+    flow = solve(torch.cat([one, two]), places, "tvl1", config, floor, None, start)
     return returned(flow, first, unbatched)
 
 
@@ -190,68 +173,106 @@ def _check_initial(initial: Array, images: torch.Tensor, unbatched: bool) -> tor
     must = [*([] if unbatched else [len(images)]), 2, *images.shape[-2:]]
     if list(tensor.shape) != must:
         raise ValueError(f"initial has shape {list(tensor.shape)}; must be {must} for these images")
-    if not bool(torch.isfinite(tensor).all()):
+    if tensor.device != images.device:
+        raise ValueError(f"initial is on {tensor.device}; must be on {images.device} as the images")
+    if _looked_at(tensor) and not bool(torch.isfinite(tensor).all()):
         raise ValueError("initial holds values that are not finite; must be a flow, px")
-    return (tensor[None] if unbatched else tensor).cpu()
+    return (tensor[None] if unbatched else tensor).nan_to_num(0.0, 0.0, 0.0)
 
 
-def flow_of_images(
-    images: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-    clips: NDArray[Any],
+def solve(
+    images: torch.Tensor,
+    pairs: torch.Tensor,
     method: str,
     config: Tvl1Config,
     floor: str,
-    progress: Callable[[int], object] | None,
-) -> NDArray[np.float32]:
-    """Flow [N, 2, H, W] of pairs of grey images [H, W] of the clips' size, on a floor."""
-    if not images:
-        return np.zeros((0, 2, *clips.shape[-2:]), np.float32)
-    if floor != "cpu":
-        return reference.flow_of_images(images, method=method, config=config, progress=progress)
-    # One plane for each image, whichever pairs it is in.
-    places: dict[int, int] = {}
-    planes: list[NDArray[Any]] = []
-    for image in (image for pair in images for image in pair):
-        if id(image) not in places:
-            places[id(image)] = len(planes)
-            planes.append(image)
-    pairs = np.array([[places[id(a)], places[id(b)]] for a, b in images])
-    whole = all(plane.dtype == np.uint8 for plane in planes)
-    stack = np.stack(planes).astype(np.uint8 if whole else np.float32, copy=False)
-    return _native(torch.from_numpy(stack)[:, None], pairs, config, progress)
-
-
-def _native(
-    images: torch.Tensor,
-    pairs: NDArray[Any],
-    config: Tvl1Config,
-    progress: Callable[[int], object] | None,
+    progress: Progress | None,
     initial: torch.Tensor | None = None,
-) -> NDArray[np.float32]:
-    """Flow of pairs [N, 2] of images [M, C, H, W]; in parts where progress is to be told."""
-    part = max(1, len(pairs) if progress is None else 4 * torch.get_num_threads())
-    flow = np.empty((len(pairs), 2, *images.shape[-2:]), np.float32)
-    listed = torch.from_numpy(pairs.astype(np.int32))
+) -> torch.Tensor:
+    """Flow [N, 2, H, W] of pairs [N, 2] of images [M, 3 or 1, H, W], not clipped, on a floor.
+
+    `pairs` are int32 on the images' device. In parts where progress is to be told.
+    """
+    if floor == "reference":
+        return _on_reference(images, pairs, method, config, progress, initial)
+    if images.is_cuda and images.is_floating_point():
+        images = images.nan_to_num(0.0, 255.0, 0.0)
+    work = load(floor).tvl1
+    if progress is None:
+        result: torch.Tensor = work(images, pairs, config, initial)
+        return result
+    part = 4 * torch.get_num_threads() if images.device.type == "cpu" else 64
+    flow = images.new_empty((len(pairs), 2, *images.shape[-2:]), dtype=torch.float32)
     for at in range(0, len(pairs), part):
         some = slice(at, at + part)
         start = None if initial is None else initial[some]
-        flow[some] = native.tvl1(images, listed[some], config, start).numpy()
-        if progress is not None:
-            for _ in range(len(listed[some])):
-                progress(1)
+        flow[some] = work(images, pairs[some], config, start)
+        for _ in range(len(pairs[some])):
+            progress(1)
     return flow
+
+
+def _on_reference(
+    images: torch.Tensor,
+    pairs: torch.Tensor,
+    method: str,
+    config: Tvl1Config,
+    progress: Progress | None,
+    initial: torch.Tensor | None,
+) -> torch.Tensor:
+    ends = [(int(a), int(b)) for a, b in pairs.tolist()]
+    host = images.cpu().numpy()
+    greys = {k: reference.grey(host[k]) for k in sorted({end for pair in ends for end in pair})}
+    if initial is not None:
+        starts = initial.cpu().numpy()
+        fields = [
+            solver.solve(greys[a], greys[b], config, starts[k]).astype(np.float32)
+            for k, (a, b) in enumerate(ends)
+        ]
+        flow = np.stack(fields) if fields else np.zeros((0, 2, *host.shape[-2:]), np.float32)
+    elif ends:
+        flow = reference.flow_of_images(
+            [(greys[a], greys[b]) for a, b in ends],
+            method=method,
+            config=config,
+            progress=progress,
+        )
+    else:
+        flow = np.zeros((0, 2, *host.shape[-2:]), np.float32)
+    return torch.from_numpy(flow).to(images.device)
 
 
 # What follows checks and converts arguments, for camera_motion.py as well.
 
 
-def host_frames(frames: Array) -> tuple[NDArray[Any], bool]:
-    """Check frames; [B, T, 3, H, W] on the host, and whether they came without B."""
+def check_frames(frames: Array) -> tuple[torch.Tensor, bool]:
+    """Check frames; [B, T, 3, H, W] on their device, and whether they came without B."""
     tensor = as_tensor(frames, "frames")
     check_rank(tensor, "frames", (4, 5), "[B, T, 3, H, W] or [T, 3, H, W]")
     check_image(tensor, "frames", (3,))
     unbatched = tensor.dim() == 4
-    return host_array(tensor[None] if unbatched else tensor), unbatched
+    return tensor[None] if unbatched else tensor, unbatched
+
+
+def gathered(
+    clips: torch.Tensor, pairs: Sequence[tuple[int, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The frames of clips [B, T, 3, H, W] that pairs name as images [M, 3, H, W], and all clips'
+    pairs [B · P, 2] of them, int32.
+    """
+    used = sorted({t for pair in pairs for t in pair})
+    whole = used == list(range(clips.shape[1]))
+    kept = clips if whole else clips[:, torch.tensor(used, dtype=torch.long, device=clips.device)]
+    place = {t: k for k, t in enumerate(used)}
+    listed = torch.tensor([(place[a], place[b]) for a, b in pairs], dtype=torch.int32)
+    starts = len(used) * torch.arange(len(clips), dtype=torch.int32)
+    places = (listed.view(1, -1, 2) + starts.view(-1, 1, 1)).view(-1, 2)
+    return kept.flatten(0, 1), places.to(clips.device)
+
+
+def _looked_at(tensor: torch.Tensor) -> bool:
+    """Whether values may be looked at: on a GPU that would wait for it."""
+    return tensor.device.type == "cpu"
 
 
 def check_image(tensor: torch.Tensor, name: str, channels: tuple[int, ...]) -> None:
@@ -265,14 +286,8 @@ def check_image(tensor: torch.Tensor, name: str, channels: tuple[int, ...]) -> N
         )
     if height < 1 or width < 1:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; must have a pixel at least")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and _looked_at(tensor) and not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} holds values that are not finite; must lie in 0 to 255")
-
-
-def host_array(tensor: torch.Tensor) -> NDArray[Any]:
-    """A NumPy array of a tensor's values, copied only if they lie on a device."""
-    array: NDArray[Any] = tensor.cpu().numpy()
-    return array
 
 
 def host_pairs(pairs: Any, frames: int) -> list[tuple[int, int]]:
@@ -297,27 +312,16 @@ def host_pairs(pairs: Any, frames: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in array]
 
 
-def flow_floor(method: str, backend: str) -> str:
-    """The floor, "cpu" or "reference", that computes flow by `method` on the host."""
-    if method != "tvl1":
-        check_backend(backend, f"; {method} is OpenCV's" if backend == "cpu" else "")
-        return "reference"
-    check_backend(backend if backend != "cpu" else "auto")
-    return choose("tvl1", torch.empty(0), backend)
-
-
-def check_backend(backend: str, why: str = "") -> None:
-    """Raise unless the reference floor may do the work."""
-    if backend in FLOORS_WITHOUT_FLOW:
+def flow_floor(method: str, backend: str, tensor: torch.Tensor) -> str:
+    """The floor that computes flow by `method` of a tensor's frames."""
+    if method == "tvl1":
+        return choose("tvl1", tensor, backend)
+    if backend not in ("auto", "reference"):
         raise ValueError(
-            f"backend is {backend!r}, a floor that has no optical flow or camera motion yet; "
-            "must be 'auto' or 'reference' (OpenCV on the host)"
+            f"backend is {backend!r}; must be 'auto' or 'reference' (OpenCV on the host): {method} "
+            "is OpenCV's"
         )
-    if backend == "cpu":
-        raise ValueError(
-            f"backend is 'cpu'; must be 'auto' or 'reference' (OpenCV on the host){why}"
-        )
-    check_choice(backend, "backend", ("auto", "cpu", "reference"))
+    return "reference"
 
 
 def check_config(config: Tvl1Config | None) -> Tvl1Config:
@@ -345,15 +349,14 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed is {seed!r}; must lie in 0 to 2**31 - 1")
 
 
-def clipped(flow: NDArray[np.float32], bound: float | None) -> NDArray[np.float32]:
+def clipped(flow: torch.Tensor, bound: float | None) -> torch.Tensor:
     """`flow` clipped to ±`bound` in place, or as it is."""
-    return flow if bound is None else np.clip(flow, -bound, bound, out=flow)
+    return flow if bound is None else flow.clamp_(-bound, bound)
 
 
-def returned(result: NDArray[Any], given: Array, unbatched: bool) -> Array:
-    """`result` as the kind of array that was given, on its device, without B if that had none."""
-    tensor = torch.from_numpy(result[0] if unbatched else result)
-    return like_input(tensor.to(as_tensor(given, "frames").device), given)
+def returned(result: torch.Tensor, given: Array, unbatched: bool) -> Array:
+    """`result` as the kind of array that was given, without B if that had none."""
+    return like_input(result[0] if unbatched else result, given)
 
 
 def _plain(value: Any) -> str:

@@ -12,20 +12,23 @@ As improved Dense Trajectories and the tool chain of Appendix A do it:
 Points are (x, y) px, pixel centres are integers; a homography H maps a point of the first frame to
 the second.
 
-Deviations: SIFT or ORB stand for SURF, which OpenCV's packages lack. Three slips of the tool chain
-are not copied: both frames' points are matched for every pair, corners are taken on the first
-frame, and both components of a carried corner are read at the same pixel. A homography that folds
-the frame or scales a part of it out of reason is refused.
+Interest points are SURF (`interest_points.py` beside this file; OpenCV's packages lack it), or
+OpenCV's SIFT or ORB. Three slips of the tool chain are not copied: both frames' points are matched
+for every pair, corners are taken on the first frame, and both components of a carried corner are
+read at the same pixel. A homography that folds the frame or scales a part of it out of reason is
+refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...flow_config import SurfConfig
+from . import interest_points
 from .optical_flow import (
     Flow,
     Image,
@@ -67,15 +70,16 @@ class Features(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Detector ("sift", "orb", "corners"), ± window for its matches (px, or None), RANSAC's px.
+    """Detector ("surf", "sift", "orb", "corners"), ± window of its matches (px, or None), more.
 
-    RANSAC's random numbers start from `seed` for every pair anew.
+    `threshold` is RANSAC's, px; its random numbers start from `seed` for every pair anew.
     """
 
     detector: str
     window: float | None
     threshold: float
     seed: int
+    surf: SurfConfig
 
 
 class Estimate(NamedTuple):
@@ -94,9 +98,12 @@ class Motion(NamedTuple):
     ok: NDArray[np.bool_]
 
 
-def features(image: Image, detector: str) -> Features:
-    """Interest points of a grey image [H, W], ordered by place."""
+def features(image: Image, detector: str, surf: SurfConfig) -> Features:
+    """Interest points of a grey image [H, W]; OpenCV's are ordered by place, SURF's by strength."""
     none = Features(np.zeros((0, 2)), np.zeros((0, 1), np.float32))
+    if detector == "surf":
+        found = interest_points.surf(rounded(image), surf)
+        return Features(found.points.astype(np.float64), found.descriptors)
     if detector == "corners" or min(image.shape) < SMALLEST_SIDE:
         return none
     cv2 = opencv()
@@ -249,6 +256,12 @@ def warp_second(first: Image, second: Image, homography: NDArray[np.float64]) ->
     return warped
 
 
+def _found(greys: dict[tuple[int, int], Image], settings: Settings) -> dict[Any, Features]:
+    """Interest points of every frame."""
+    detector, surf = settings.detector, settings.surf
+    return in_parallel(lambda key: features(greys[key], detector, surf), list(greys))
+
+
 def camera_motion(
     frames: Image,
     flow: Flow,
@@ -257,7 +270,9 @@ def camera_motion(
 ) -> Motion:
     """Camera motion of each pair: frames [B, T, 3, H, W], their unclipped flow [B, P, 2, H, W]."""
     greys = grey_frames(frames, pairs)
-    found = in_parallel(lambda key: features(greys[key], settings.detector), list(greys))
+    found = in_parallel(
+        lambda key: features(greys[key], settings.detector, settings.surf), list(greys)
+    )
 
     def solve(key: tuple[int, int]) -> Estimate:
         one, two = ((key[0], t) for t in pairs[key[1]])
@@ -279,7 +294,9 @@ def flow_and_camera(
     `solve` computes the flow of pairs of grey images, all at once.
     """
     greys = grey_frames(frames, pairs)
-    found = in_parallel(lambda key: features(greys[key], settings.detector), list(greys))
+    found = in_parallel(
+        lambda key: features(greys[key], settings.detector, settings.surf), list(greys)
+    )
     keys = keys_of(frames, pairs)
     ends = {(b, p): ((b, pairs[p][0]), (b, pairs[p][1])) for b, p in keys}
     images = {key: (greys[one], greys[two]) for key, (one, two) in ends.items()}

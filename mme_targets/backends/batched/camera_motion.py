@@ -1,0 +1,134 @@
+"""Camera motion of pairs of frames in batched torch operations; the reference explains it."""
+
+from __future__ import annotations
+
+import torch
+
+from ..reference import camera_motion as reference
+from ..reference.camera_motion import BORDER, SMALLEST_SIDE, Settings
+from ..reference.optical_flow import in_parallel
+from . import homography, interest_points, matches
+from .homography import Estimate
+
+PAIRS = 4
+"""Pairs matched at a time on a CPU."""
+
+
+def grey(frames: torch.Tensor) -> torch.Tensor:
+    """Grey levels [F, H, W] of RGB or grey frames [F, 3 or 1, H, W] of values 0 to 255.
+
+    The weights of ITU-R BT.601; uint8 is rounded to uint8 as csrc/common/optical_flow.h does it.
+    """
+    if frames.dtype == torch.uint8:
+        if frames.shape[1] == 1:
+            return frames[:, 0]
+        r, g, b = frames.int().unbind(1)
+        return ((9798 * r + 19235 * g + 3735 * b + 16384) >> 15).to(torch.uint8)
+    frames = frames.nan_to_num(0.0, 255.0, 0.0).clamp(0, 255)
+    if frames.shape[1] == 1:
+        return frames[:, 0]
+    r, g, b = frames.unbind(1)
+    return (0.299 * r + 0.587 * g) + 0.114 * b
+
+
+def rounded(greys: torch.Tensor) -> torch.Tensor:
+    """Grey levels as uint8, for the detectors that take no other."""
+    return greys if greys.dtype == torch.uint8 else greys.round().to(torch.uint8)
+
+
+def estimate(
+    greys: torch.Tensor,
+    pairs: torch.Tensor,
+    flow: torch.Tensor,
+    settings: Settings,
+) -> Estimate:
+    """Homographies of pairs [P, 2] of grey frames [F, H, W].
+
+    From their unclipped flow [P, 2, H, W]; `pairs` are int64 on the frames' device.
+    """
+    levels, shape = rounded(greys), (greys.shape[1], greys.shape[2])
+    at, corner = matches.corners(levels)
+    found = _points(levels, settings)
+    part = PAIRS if greys.device.type == "cpu" else max(len(pairs), 1)
+    sources, targets, kept = [], [], []
+    for some, field in zip(pairs.split(part), flow.split(part), strict=True):
+        one, two = some.unbind(1)
+        aims, inside = matches.carried(at[one], corner[one], field)
+        first, second = (matches.Points(*(t[end] for t in found)) for end in (one, two))
+        matched = matches.mutual(first, second, settings.window)
+        sources.append(torch.cat([matched[0], at[one]], dim=1))
+        targets.append(torch.cat([matched[1], aims], dim=1))
+        kept.append(torch.cat([matched[2], inside], dim=1))
+    if not sources:
+        return homography.none(0, torch.zeros(0, dtype=torch.int64), greys.device)
+    motion = homography.ransac(
+        torch.cat(sources), torch.cat(targets), torch.cat(kept), shape, settings.threshold,
+        settings.seed,
+    )  # fmt: skip
+    # Of equal frames it is found to within rounding, and known exactly.
+    one, two = pairs.unbind(1)
+    same = torch.stack([(greys[a] == greys[b]).all() for a, b in zip(one, two, strict=True)])
+    exact = (same & motion.ok)[:, None, None]
+    identity = torch.eye(3, dtype=torch.float64, device=greys.device)
+    return motion._replace(homographies=identity.where(exact, motion.homographies))
+
+
+def _points(
+    levels: torch.Tensor, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Interest points [F, K, 2], their descriptors [F, K, D], and which there are [F, K]."""
+    detector, surf = settings.detector, settings.surf
+    if detector == "surf":
+        found = interest_points.surf(levels, surf)
+        return found.points, found.descriptors, found.valid
+    device = levels.device
+    if detector == "corners" or min(levels.shape[1:]) < SMALLEST_SIDE:
+        none = torch.zeros((len(levels), 0, 2), device=device)
+        return none, none, none[..., 0].bool()
+    # OpenCV's, on the host.
+    images = levels.cpu().numpy()
+    each = in_parallel(
+        lambda k: reference.features(images[k], detector, surf), list(range(len(images)))
+    )
+    room = max((len(f.points) for f in each.values()), default=0)
+    width = max((f.descriptors.shape[1] for f in each.values()), default=1)
+    points = torch.zeros((len(images), room, 2))
+    described = torch.zeros((len(images), room, width))
+    valid = torch.zeros((len(images), room), dtype=torch.bool)
+    for k, features in each.items():
+        count = len(features.points)
+        points[k, :count] = torch.from_numpy(features.points).float()
+        if count:
+            described[k, :count] = torch.from_numpy(features.descriptors)
+        valid[k, :count] = True
+    return points.to(device), described.to(device), valid.to(device)
+
+
+def warp_second(
+    first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor
+) -> torch.Tensor:
+    """Second frames [P, H, W] as if the camera had stood still; see `reference.warp_second`."""
+    height, width = first.shape[1:]
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64, device=first.device),
+        torch.arange(width, dtype=torch.float64, device=first.device),
+        indexing="ij",
+    )
+    h = homographies[..., None, None]
+    lines = [h[:, row, 0] * x + h[:, row, 1] * y + h[:, row, 2] for row in range(3)]
+    px, py = lines[0] / lines[2], lines[1] / lines[2]
+    right, bottom = width - 1 - BORDER, height - 1 - BORDER
+    inside = (px >= BORDER) & (px <= right) & (py >= BORDER) & (py <= bottom)
+    px, py = px.where(inside, 0.0), py.where(inside, 0.0)
+    left, top = px.floor(), py.floor()
+    fx, fy = (px - left).float(), (py - top).float()
+    pixels = second.float().flatten(1)
+    at = (top * width + left).long()
+    last = height * width - 1
+
+    def read(offset: int) -> torch.Tensor:
+        return pixels.gather(1, (at + offset).clamp_max(last).flatten(1)).view_as(fx)
+
+    above = read(0) + fx * (read(1) - read(0))
+    below = read(width) + fx * (read(width + 1) - read(width))
+    return (above + fy * (below - above)).where(inside, first.float())
