@@ -18,7 +18,8 @@ size compiles nothing; what a config fixes (bins, cell, values of a patch) is co
 """
 
 from .descriptors import histograms, windows
+from .optical_flow import tvl1
 from .patch_norm import patch_norm
 from .trajectories import median_filter, tracks
 
-__all__ = ["histograms", "median_filter", "patch_norm", "tracks", "windows"]
+__all__ = ["histograms", "median_filter", "patch_norm", "tracks", "tvl1", "windows"]
