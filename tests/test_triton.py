@@ -417,6 +417,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     print(done.stdout)
     names = ("tracks", "median", "histograms", "windows", "patch", "coordinate")
+    names += ("linearise", "iterate")
     assert {(k["kernel"], k["arch"]) for k in kernels} == {
         (f"{name}_kernel", arch) for name in names for arch in (80, 90, 100)
     }

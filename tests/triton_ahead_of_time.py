@@ -23,13 +23,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mme_targets import Tvl1Config
 from mme_targets.backends.triton import (
     descriptors,
     histograms,
     median_filter,
+    optical_flow,
     patch_norm,
     tracks,
     trajectories,
+    tvl1,
     windows,
 )
 
@@ -58,12 +61,12 @@ def record() -> list[Call]:
     calls: list[tuple[Any, ...]] = []
     labels: list[str] = []
     norms = sys.modules[patch_norm.__module__]
-    for module in (trajectories, descriptors, norms):
+    for module in (trajectories, descriptors, norms, optical_flow):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             setattr(module, name, Recorder(getattr(module, name), calls))
     for label, call in variants(torch.zeros((1, 4), dtype=torch.int32)):
         call()
-        labels.append(label)
+        labels += [label] * (len(calls) - len(labels))
     return [(label, *call) for label, call in zip(labels, calls, strict=True)]
 
 
@@ -107,6 +110,15 @@ def variants(index: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
                 f"{tracks_} x {width}",
                 lambda values=values, mode=mode: patch_norm(values, mode=mode, eps=1e-6),
             )
+    for config in (
+        Tvl1Config(warps=1),
+        Tvl1Config(warps=1, median=5, gamma=0.1),
+        Tvl1Config.opencv_cuda().replace(warps=1),
+    ):
+        yield (
+            f"median {config.median}, gamma {config.gamma}, {config.outside}",
+            lambda config=config: tvl1(frames[0], index.view(2, 2), config),
+        )
 
 
 def compiled(call: Call, arch: int) -> dict[str, object]:

@@ -12,13 +12,15 @@ of its own. Divisions and square roots are the correctly rounded ``div_rn`` and 
 Triton's ``/`` and ``sqrt`` are approximate.
 
 Nothing here synchronises or copies to the host: kernels are launched on the tensor's device and its
-current stream, and outputs are written once. Lanes are counted in int32, so a call takes fewer than
-2³¹ tracks, cells, windows or coordinates. Sizes are arguments, not constants, so that a new frame
-size compiles nothing; what a config fixes (bins, cell, values of a patch) is constant.
+current stream. Outputs are written once, but for the flow of TV-L1, which is worked on in place.
+Lanes are counted in int32, so a call takes fewer than 2³¹ tracks, cells, windows or coordinates.
+Sizes are arguments, not constants, so that a new frame size compiles nothing; what a config fixes
+(bins, cell, values of a patch, median) is constant.
 """
 
 from .descriptors import histograms, windows
+from .optical_flow import tvl1
 from .patch_norm import patch_norm
 from .trajectories import median_filter, tracks
 
-__all__ = ["histograms", "median_filter", "patch_norm", "tracks", "windows"]
+__all__ = ["histograms", "median_filter", "patch_norm", "tracks", "tvl1", "windows"]
