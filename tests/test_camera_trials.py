@@ -14,7 +14,7 @@ from mme_targets.ops.optical_flow import optical_flow
 from mme_targets.video import decode
 
 VIDEOS = ("kinetics_340x256.mp4", "kinetics_426x240.mkv", "ucf_320x240.avi", "bear_854x480.mp4")
-SIZE, ROOM = 176, 32
+SIZE, ROOM = 224, 32
 FARTHEST = 25.0
 """px that no point moves by more than."""
 TRIALS = 200

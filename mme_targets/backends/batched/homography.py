@@ -33,10 +33,12 @@ REFINED = 4
 """Hypotheses that are refined."""
 REFINEMENTS = (3.0, 2.0, 1.0, 1.0)
 """Thresholds, as multiples, within which matches take part in each refinement."""
-POLISH = (0.7, 0.5, 0.5)
+POLISH = (0.7, 0.5, 0.35, 0.25, 0.25)
 """The same for the best of them at the end."""
 STILL = 0.9
 """Of its score that the best must keep in that."""
+SPREAD = 0.25
+"""Power of the determinant of the agreeing matches' covariance in a vote: 1/2 would be area."""
 SQUARES = 12
 """Squares along the frame's longer side that count alike."""
 PAIRS = 2
@@ -101,22 +103,19 @@ def _ransac(
     h = _through_four(_at(p, chosen), _at(q, chosen))
     sane = plausible(h, border)
     some = (_numbers(seed, SAMPLE // 4, str(device)).flatten() * count.clamp_min(1)[:, None]).long()
-    rough = _score(
-        h.float(), _at(p, some).float(), _at(q, some).float(), _at(worth, some).float(), limit
-    )
-    rough = rough.where(sane, -1.0)
-    h = _at(h, rough.topk(BEST, dim=1).indices)
-    score = _score(h, p, q, worth, limit).where(plausible(h, border), -1.0)
-    h = _at(h, score.topk(REFINED, dim=1).indices)
-    best = _at(h, h.new_zeros((pairs, 1), dtype=torch.long))
-    highest = score.max(dim=1, keepdim=True).values
+    rough = _vote(h.float(), *(_at(t, some).float() for t in (p, q, worth)), limit)
+    h = _at(h, rough.where(sane, -1.0).topk(BEST, dim=1).indices)
+    vote = _vote(h, p, q, worth, limit).where(plausible(h, border), -1.0)
+    best = h = _at(h, vote.topk(REFINED, dim=1).indices)
+    highest = _score(h, p, q, worth, limit).where(plausible(h, border), -1.0)
     for factor in REFINEMENTS:
         h = _refined(h, p, q, worth, limit * factor**2)
         score = _score(h, p, q, worth, limit).where(plausible(h, border), -1.0)
-        top, index = score.max(dim=1, keepdim=True)
-        better = top > highest
-        best = _at(h, index).where(better[..., None, None], best)
-        highest = torch.maximum(highest, top)
+        best = h.where((score > highest)[..., None, None], best)
+        highest = torch.maximum(highest, score)
+    vote = _vote(best, p, q, worth, limit).where(plausible(best, border), -1.0)
+    index = vote.max(dim=1, keepdim=True).indices
+    best, highest = _at(best, index), highest.gather(1, index)
     # What agrees to a part of the threshold knows better; kept unless most no longer agree.
     h = best
     for factor in POLISH:
@@ -250,16 +249,36 @@ def _errors(h: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return du * du + dv * dv
 
 
-def _score(
-    h: torch.Tensor,
-    p: torch.Tensor,
-    q: torch.Tensor,
-    worth: torch.Tensor,
-    limit: float,
+def _gains(
+    h: torch.Tensor, p: torch.Tensor, q: torch.Tensor, worth: torch.Tensor, limit: float
 ) -> torch.Tensor:
-    """MSAC scores [P, T] of matches that are worth so much; what is not finite adds nothing."""
+    """What each match [P, T, N] adds to a score; one that is not finite adds nothing."""
     gain = (1 - _errors(h, p, q) / limit).nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0)
-    return _halves(gain * worth[:, None])
+    return gain * worth[:, None]
+
+
+def _score(
+    h: torch.Tensor, p: torch.Tensor, q: torch.Tensor, worth: torch.Tensor, limit: float
+) -> torch.Tensor:
+    """MSAC scores [P, T] of matches that are worth so much."""
+    return _halves(_gains(h, p, q, worth, limit))
+
+
+def _vote(
+    h: torch.Tensor, p: torch.Tensor, q: torch.Tensor, worth: torch.Tensor, limit: float
+) -> torch.Tensor:
+    """Scores [P, T] by which hypotheses compete: MSAC times how far what agrees is spread.
+
+    The background surrounds a thing, so what agrees with the camera reaches farther over the frame.
+    """
+    gain = _gains(h, p, q, worth, limit)
+    total = _halves(gain)
+    x, y = (part[:, None] for part in p.unbind(-1))
+    least = total.clamp_min(1e-9)
+    mx, my = _halves(gain * x) / least, _halves(gain * y) / least
+    xx, yy = _halves(gain * (x * x)) / least - mx * mx, _halves(gain * (y * y)) / least - my * my
+    xy = _halves(gain * (x * y)) / least - mx * my
+    return total * (xx * yy - xy * xy).clamp_min(0.0) ** SPREAD
 
 
 def _worth(points: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
