@@ -57,6 +57,11 @@ void launch_clusters(const char* what, Queue queue, void (*kernel)(Formal...), i
     throw std::runtime_error(std::string(what) + ": more blocks than one launch can hold");
   }
   const DeviceGuard guard(queue.device);
+  if (shared > 48 * 1024) {  // more must be asked for
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared)),
+          what);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = static_cast<unsigned>(cluster);

@@ -71,7 +71,7 @@ void patch_norm_(uint64_t values, int64_t count, int64_t tracks, int64_t feature
 
 int64_t optical_flow_workspace_(int height, int width, int64_t count, float gamma, float scale_step,
                                 int scales, int team, int device) {
-  FlowOptions options{};  // the rest takes no memory
+  mme::FlowOptions options{};  // the rest takes no memory
   options.gamma = gamma, options.scale_step = scale_step, options.scales = scales;
   return optical_flow_workspace(height, width, count, options, team, device);
 }

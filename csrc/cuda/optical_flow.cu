@@ -221,7 +221,7 @@ int64_t steps(const Level& level, int bands, int deep, int team) {
   const int64_t tiles = int64_t{level.strips} * bands, warps = int64_t{team} * kTeamWarps;
   const int64_t busy = divide_up(tiles < warps ? tiles : warps, team);
   return divide_up(tiles, warps) * (divide_up(level.height, bands) + 2 * deep) *
-         (busy > 6 ? busy : 6);
+         (busy > kTeamWarps / 2 ? busy : kTeamWarps / 2);
 }
 
 FlowPlan plan_of(int width, int height, const FlowOptions& o, int team) {

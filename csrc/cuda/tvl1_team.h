@@ -7,7 +7,7 @@
 
 namespace mme::cuda {
 
-constexpr int kTeamThreads = 256;  // of a block; two blocks a multiprocessor leave 128 registers
+constexpr int kTeamThreads = 192;  // of a block; two blocks a multiprocessor leave 168 registers
 constexpr int kTeamWarps = kTeamThreads / kWarp;
 
 struct Team {
@@ -48,7 +48,7 @@ struct Team {
 constexpr int kColumns = 2 * kWarp;
 template <bool kGamma>
 struct Shape {
-  static constexpr int kDeep = kGamma ? 4 : 5;  // iterations that registers hold
+  static constexpr int kDeep = kGamma ? 3 : 5;  // iterations that registers hold
   static constexpr int kFlow = kGamma ? 3 : 2;  // u, v, and the illumination w
   static constexpr int kData = kGamma ? 5 : 4;  // planes of the data term
   static constexpr int kStride = kColumns - 2 * kDeep;

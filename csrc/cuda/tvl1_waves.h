@@ -46,6 +46,8 @@ struct Tile {
   int x;
   bool mine[2], last[2];  // columns that are written; the frame's last one
 
+  Pixels next;
+  float2 next_data[kData];
   // Of iteration j: the flow that it made of the row before, and the dual variables that it read of
   // it.
   float flow[kDeep][kFlow][2];
@@ -75,8 +77,8 @@ struct Tile {
 
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-  // A row that exists, and its data term into the ring.
-  __device__ __forceinline__ void fetch(int y, int slot, Pixels* row) {
+  // The row that iteration 0 takes next, ahead of time.
+  __device__ __forceinline__ void fetch(int y) {
     if (y >= place.height) return;
     const int pitch = place.pitch;
     const int flow_at = place.pass.flow + y * pitch * kFlow + x;
@@ -86,12 +88,17 @@ struct Tile {
     const auto put = [](float (&to)[2], float2 from) { to[0] = from.x, to[1] = from.y; };
 #pragma unroll
     for (int c = 0; c < kFlow; ++c) {
-      put(row->u[c], load(flow_at + c * pitch));
-      put(row->x[c], load(dual_at + 2 * c * pitch));
-      put(row->y[c], load(dual_at + (2 * c + 1) * pitch));
+      put(next.u[c], load(flow_at + c * pitch));
+      put(next.x[c], load(dual_at + 2 * c * pitch));
+      put(next.y[c], load(dual_at + (2 * c + 1) * pitch));
     }
 #pragma unroll
-    for (int k = 0; k < kData; ++k) ring[(slot * kData + k) * kWarp] = load(data_at + k * pitch);
+    for (int k = 0; k < kData; ++k) next_data[k] = load(data_at + k * pitch);
+  }
+
+  __device__ __forceinline__ void keep_data(int slot) {
+#pragma unroll
+    for (int k = 0; k < kData; ++k) ring[(slot * kData + k) * kWarp] = next_data[k];
   }
 
   // Flow of a row after one iteration.
@@ -174,8 +181,8 @@ struct Tile {
   template <bool kEdge>
   __device__ __forceinline__ void advance(int t, int slot) {
     const int begin = place.begin, height = place.height, idle = kDeep - place.pass.count;
-    Pixels in;
-    fetch(t, slot, &in);
+    Pixels in = next;
+    fetch(t + 1);
 #pragma unroll
     for (int j = 0; j < kDeep; ++j) {
       const int y = t - j;
@@ -218,6 +225,7 @@ struct Tile {
       in = out;
     }
     write(t - kDeep, in);
+    keep_data(slot + 1 < kDeep ? slot + 1 : 0);
   }
 
   __device__ __forceinline__ bool written(int y) const {
@@ -246,6 +254,8 @@ struct Tile {
   }
 
   __device__ __forceinline__ void run() {
+    fetch(place.begin);
+    keep_data(0);
     int slot = 0;
 #pragma unroll 1
     for (int t = place.begin; t < place.bottom + kDeep; ++t) {
