@@ -75,6 +75,9 @@ MME_FN float madd(float a, float b, float c) {
 MME_FN float nmadd(float a, float b, float c) { return madd(-a, b, c); }
 // `a` with its size limited to `limit`, which is not negative.
 MME_FN float limited(float a, float limit) {
+#if defined(__CUDA_ARCH__)
+  return vmax(vmin(a, limit), -limit);  // which are one instruction each there
+#endif
   const float low = a < limit ? a : limit;
   return low > -limit ? low : -limit;
 }

@@ -31,6 +31,8 @@ struct Place {
   Pass pass;
   int height, pitch, strip, strips;
   int begin, top, bottom;  // rows: the first one read; those that are written
+  // Times: those at which all iterations are on rows that they update; the end.
+  int whole, whole_end, end;
 };
 
 template <bool kGamma>
@@ -176,10 +178,11 @@ struct Tile {
     if (lane() == 0) memory[place.pass.errors + y * place.strips + place.strip] = sum;
   }
 
-  // Time t, `slot` being its row's in the ring. kEdge: some iterations have not begun, are past the
-  // last row or do nothing.
+  // Time t, whose row has `ring_slot` of the ring. kEdge: some iterations have not begun, are past
+  // the last row or do nothing.
   template <bool kEdge>
-  __device__ __forceinline__ void advance(int t, int slot) {
+  __device__ __forceinline__ void advance(int t, int* ring_slot) {
+    const int slot = *ring_slot, next_slot = slot + 1 < kDeep ? slot + 1 : 0;
     const int begin = place.begin, height = place.height, idle = kDeep - place.pass.count;
     Pixels in = next;
     fetch(t + 1);
@@ -224,48 +227,48 @@ struct Tile {
       }
       in = out;
     }
-    write(t - kDeep, in);
-    keep_data(slot + 1 < kDeep ? slot + 1 : 0);
+    if (!kEdge || written(t - kDeep)) write(t - kDeep, in);
+    keep_data(next_slot);
+    *ring_slot = next_slot;
   }
 
   __device__ __forceinline__ bool written(int y) const {
     return y >= place.top && y < place.bottom;
   }
   __device__ __forceinline__ void write(int y, const Pixels& row) {
-    if (!written(y)) return;
     const int pitch = place.pitch;
-    const int flow_at = place.pass.new_flow + y * pitch * kFlow + x;
-    const int dual_at = place.pass.new_dual + y * pitch * 2 * kFlow + x;
-    const auto store = [&](int offset, const float (&value)[2]) {
-      float* to = memory + offset;
-      if (mine[0] && mine[1]) {
-        *reinterpret_cast<float2*>(to) = make_float2(value[0], value[1]);
-      } else {
-        if (mine[0]) to[0] = value[0];
-        if (mine[1]) to[1] = value[1];
+    float* flow_row = memory + (place.pass.new_flow + y * pitch * kFlow + x);
+    float* dual_row = memory + (place.pass.new_dual + y * pitch * 2 * kFlow + x);
+    const auto store_all = [&](auto store) {
+#pragma unroll
+      for (int c = 0; c < kFlow; ++c) {
+        store(flow_row + c * pitch, row.u[c]);
+        store(dual_row + 2 * c * pitch, row.x[c]);
+        store(dual_row + (2 * c + 1) * pitch, row.y[c]);
       }
     };
-#pragma unroll
-    for (int c = 0; c < kFlow; ++c) {
-      store(flow_at + c * pitch, row.u[c]);
-      store(dual_at + 2 * c * pitch, row.x[c]);
-      store(dual_at + (2 * c + 1) * pitch, row.y[c]);
+    if (mine[0] && mine[1]) {
+      store_all([](float* to, const float (&value)[2]) {
+        *reinterpret_cast<float2*>(to) = make_float2(value[0], value[1]);
+      });
+    } else if (mine[0]) {
+      store_all([](float* to, const float (&value)[2]) { to[0] = value[0]; });
+    } else if (mine[1]) {
+      store_all([](float* to, const float (&value)[2]) { to[1] = value[1]; });
     }
   }
 
   __device__ __forceinline__ void run() {
     fetch(place.begin);
     keep_data(0);
-    int slot = 0;
+    int t = place.begin, slot = 0;
 #pragma unroll 1
-    for (int t = place.begin; t < place.bottom + kDeep; ++t) {
-      const bool whole = place.pass.count == kDeep && t >= place.begin + 2 * kDeep;
-      if (whole && t < place.height) {
-        advance<false>(t, slot);
+    for (; t < place.end; ++t) {
+      if (t >= place.whole && t < place.whole_end) {
+        advance<false>(t, &slot);
       } else {
-        advance<true>(t, slot);
+        advance<true>(t, &slot);
       }
-      slot = slot + 1 < kDeep ? slot + 1 : 0;
     }
   }
 };
@@ -288,11 +291,19 @@ __device__ __forceinline__ void iterate(const Team& team, const Level& level, co
       const auto border = [&](int b) {
         return static_cast<int>(static_cast<int64_t>(level.height) * b / level.bands);
       };
-      const int top = border(band);
-      places[warp] = {pass,         level.height,
-                      level.pitch,  number - band * level.strips,
-                      level.strips, top > kDeep ? top - kDeep : 0,
-                      top,          border(band + 1)};
+      const int top = border(band), bottom = border(band + 1), end = bottom + kDeep;
+      const int begin = top > kDeep ? top - kDeep : 0;
+      places[warp] = {pass,
+                      level.height,
+                      level.pitch,
+                      number - band * level.strips,
+                      level.strips,
+                      begin,
+                      top,
+                      bottom,
+                      pass.count == kDeep ? begin + 2 * kDeep : end,
+                      end < level.height ? end : level.height,
+                      end};
     }
     __syncwarp();
     float2* ring = rings + warp * (kDeep * Tiles::kData * kWarp) + lane;
