@@ -61,8 +61,8 @@ void patch_norm(const float* values, int64_t count, int64_t tracks, int64_t feat
                 bool coordinate, float eps, float* out, float* mean, float* std, Queue queue);
 
 // TV-L1 of pairs [count, 2] of frames: out [count, 2, height, width], and in `work` the
-// pixel-iterations of each. `team`: blocks that share a pair (a cluster, where the device has them;
-// so a power of two up to 8, else 1), or 0 for as many as suit. The workspace holds what
+// pixel-iterations of each. `team`: blocks that share a pair (a cluster, so up to 8 where the
+// device has them, else 1), or 0 for as many as suit. The workspace holds what
 // optical_flow_workspace says, in bytes, for the same arguments.
 int64_t optical_flow_workspace(int height, int width, int64_t count, const FlowOptions& options,
                                int team, int device);
