@@ -16,7 +16,7 @@ from mme_targets.config import Tvl1Config
 
 Solve = Callable[..., torch.Tensor]
 
-NEAR = 1e-4
+NEAR = 3e-5
 """px, mean, from the CPU floor without SIMD: the same operations in the same order, but for its
 inverse square root of 12 bits and the float32 sum of squares that the stop compares."""
 AGREE = 0.01

@@ -167,7 +167,8 @@ def tvl1(
     MemoryError
         If there is no room for what a pair needs, some 100 bytes a pixel and thread.
     """
-    frames, pairs = frames.contiguous(), pairs.int().contiguous()
+    frames = frames.contiguous()
+    pairs = pairs.to(frames.device, torch.int32).contiguous()
     _, channels, height, width = frames.shape
     out = frames.new_empty((len(pairs), 2, height, width), dtype=torch.float32)
     work = pairs.new_empty(len(pairs), dtype=torch.int64)
