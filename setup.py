@@ -22,8 +22,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
-STAGES = ("trajectories", "descriptors", "patch_norm")
-CPU_STAGES = (*STAGES, "optical_flow")
+STAGES = ("trajectories", "descriptors", "patch_norm", "optical_flow")
 # The headers promise separately rounded products and sums; -fno-math-errno lets sqrt be one
 # instruction, -fno-trapping-math lets comparisons be vectorised.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
@@ -82,7 +81,7 @@ class BuildNative(build_ext):
         variants = X86_VARIANTS if x86 else {"baseline": []}
         objects = []
         for name, flags in variants.items():
-            for stage in CPU_STAGES:
+            for stage in STAGES:
                 macros = [("MME_ISA", name)]
                 objects += self.compile(f"csrc/cpu/{stage}.cpp", f"cpu_{name}", flags, macros)
         macros = [("MME_X86", "1")] if x86 else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 # Read when Triton kernels are defined, so set before anything imports them.
 import torch
@@ -12,6 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import cuda_emulator
 import numpy as np
 import pytest
 
@@ -69,6 +71,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA kernels, compiled to run on the host."""
+    return cuda_emulator.build(tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture(scope="session")
+def kernels(library: Path) -> ModuleType:
+    """The same as a module like `mme_targets._cuda`."""
+    return cuda_emulator.load(library)
+
+
+@pytest.fixture(params=["ascending", "descending"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads run in either order: a missing barrier would show in one of them."""
+    monkeypatch.setenv("MME_EMULATOR_REVERSE", str(int(request.param == "descending")))
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import cuda_emulator
 import numpy as np
 import pytest
 import torch
@@ -24,22 +23,6 @@ HOG = {
     "bins": 9, "cell": 8, "binning": "hard", "pool": "sum", "padding": "reflect", "l2": False
 }  # fmt: skip
 TRACKS = {"bound": 20.0, "median": 3, "sampling": "nearest"}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cuda_emulator.build(tmp_path_factory.mktemp("emulator"))
-
-
-@pytest.fixture(scope="module")
-def kernels(library: Path) -> ModuleType:
-    return cuda_emulator.load(library)
-
-
-@pytest.fixture(params=["ascending", "descending"])
-def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads run in either order: a missing barrier would show in one of them."""
-    monkeypatch.setenv("MME_EMULATOR_REVERSE", str(int(request.param == "descending")))
 
 
 @pytest.fixture

@@ -37,6 +37,28 @@ MME_FN T median9(T p0, T p1, T p2, T p3, T p4, T p5, T p6, T p7, T p8) {
   return vmin(p4, p2);
 }
 
+// Median of 25 by forgetful selection (Paeth 1990): of a set just too large to miss the median the
+// smallest and the largest are dropped and one more value is taken in, until three are left.
+// `value(k)` gives each of the 25.
+template <int kCount, class T, class Value>
+MME_FN T forgetful(T a[14], const Value& value) {
+  for (int i = 0; i < kCount / 2; ++i) exchange(a[i], a[kCount - 1 - i]);
+  for (int i = 1; i <= (kCount - 1) / 2; ++i) exchange(a[0], a[i]);
+  for (int i = kCount / 2; i < kCount - 1; ++i) exchange(a[i], a[kCount - 1]);
+  if constexpr (kCount == 3) {
+    return a[1];
+  } else {
+    a[0] = value(28 - kCount);
+    return forgetful<kCount - 1>(a, value);
+  }
+}
+template <class T, class Value>
+MME_FN T median25(const Value& value) {
+  T a[14];
+  for (int i = 0; i < 14; ++i) a[i] = value(i);
+  return forgetful<14>(a, value);
+}
+
 // Three values of a row in ascending order.
 template <class T>
 struct Sorted3 {

@@ -7,9 +7,58 @@
 // case distinction.
 #pragma once
 
-#include "platform.h"
+#include "median.h"
 
 namespace mme {
+
+// See Tvl1Config. `half`: the pyramid is aligned by half pixels; `inside`: no data term where the
+// flow leaves the second frame.
+struct FlowOptions {
+  float tau, lambda, theta, gamma, scale_step, epsilon, cubic;
+  int scales, warps, inner, outer, median;
+  bool half, patient, inside;
+};
+
+constexpr int kMaxLevels = 32;
+constexpr int kSmallestSide = 16;  // px; smaller levels are left out
+
+struct LevelSizes {
+  int levels, width[kMaxLevels], height[kMaxLevels];
+
+  LevelSizes(int w, int h, const FlowOptions& options) : levels(0) {
+    for (int s = 0; s < options.scales && s < kMaxLevels; ++s) {
+      if (s > 0) {
+        w = static_cast<int>(__builtin_rint(w * static_cast<double>(options.scale_step)));
+        h = static_cast<int>(__builtin_rint(h * static_cast<double>(options.scale_step)));
+        if (w < kSmallestSide || h < kSmallestSide) break;
+      }
+      width[s] = w, height[s] = h, levels = s + 1;
+    }
+  }
+};
+
+// When the iterations of one warp end. They are tested after each wave of them.
+struct Stop {
+  static constexpr int kWave = 10;
+  double enough, wait = 0;  // wait: iterations before the error is looked at
+  bool patient, moving = true;
+
+  MME_FN Stop(const FlowOptions& o, int width, int height)
+      : enough(static_cast<double>(o.epsilon) * o.epsilon * width * height), patient(o.patient) {}
+
+  // Iterations of the next wave, after `done` of `inner`.
+  MME_FN int wave(int outer, int done, int inner) const {
+    // The patient look first after two iterations, when much is still to be done.
+    const int most = patient && done + outer == 0 ? 2 : kWave;
+    return inner - done < most ? inner - done : most;
+  }
+  MME_FN void test(double error, int count) {
+    wait -= count;
+    if (wait > 0) return;
+    moving = error > enough;
+    if (patient && enough > 0) wait = error / enough - 1;
+  }
+};
 
 // Added to squares before their inverse root is taken.
 constexpr float kTinyGradient = 1e-10f;  // of the image: such a pixel has no data term
@@ -26,12 +75,33 @@ MME_FN float madd(float a, float b, float c) {
 MME_FN float nmadd(float a, float b, float c) { return madd(-a, b, c); }
 // `a` with its size limited to `limit`, which is not negative.
 MME_FN float limited(float a, float limit) {
+#if defined(__CUDA_ARCH__)
+  return vmax(vmin(a, limit), -limit);  // which are one instruction each there
+#endif
   const float low = a < limit ? a : limit;
   return low > -limit ? low : -limit;
 }
 // 1 / sqrt(a); SIMD vectors may do with 12 bits: the error scales the weight of smoothness by that
 // little and goes nowhere else.
-MME_FN float inverse_root(float a) { return 1.f / root(a); }
+MME_FN float inverse_root(float a) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+  return result;
+#else
+  return 1.f / root(a);
+#endif
+}
+// 1 / a; to a few ulps where that is quicker.
+MME_FN float inverse(float a) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+  return result;
+#else
+  return 1.f / a;
+#endif
+}
 
 // The data term: rho / |g| = c + nx u + ny v (+ nz w, the illumination), which may change the flow
 // by at most `limit` = lambda theta |g| along n = g / |g|.
@@ -51,6 +121,32 @@ template <class T>
 MME_FN T dual_divisor(T ux, T uy, T step, T one, T tiny) {
   const T square = madd(uy, uy, madd(ux, ux, tiny));
   return madd(square * inverse_root(square), step, one);
+}
+
+// The data term's planes; nz is the illumination's, which only gamma > 0 has.
+template <class T>
+struct DataTerm {
+  T constant, nx, ny, limit, nz;
+};
+
+// Linearised around the flow (u, v), from a pixel of the warped second image, its gradient, and a
+// pixel of the first. `pull` is lambda theta.
+template <bool kGamma, class T>
+MME_FN DataTerm<T> data_term(T level, T gx, T gy, T level0, T u, T v, T pull, T gamma, T one,
+                             T half, T tiny) {
+  T square = madd(gy, gy, madd(gx, gx, tiny));
+  if (kGamma) square = square + gamma * gamma;
+  T scale = inverse_root(square);  // and a Newton step
+  scale = scale * nmadd(half * square * scale, scale, one + half);
+  const T residual = nmadd(gy, v, nmadd(gx, u, level - level0));
+  return {residual * scale, gx * scale, gy * scale, pull * square * scale, gamma * scale};
+}
+
+// 1 where a position lies inside [first, last], else 0.
+template <class T>
+MME_FN T inside_weight(T x, T y, T first, T last_x, T last_y, T zero, T one, T huge) {
+  const T beyond = vmax(vmax(x - last_x, first - x), vmax(y - last_y, first - y));
+  return vmax(zero, one - vmax(zero, beyond) * huge);
 }
 
 // Weights of the four samples around a position `t` in [0, 1) after the second one: cubic
@@ -77,6 +173,18 @@ MME_FN float grey_level(float r, float g, float b) {
 // centres half a pixel inside), otherwise the centres of their first pixels.
 MME_FN float source_position(int i, float ratio, bool half) {
   return half ? (static_cast<float>(i) + 0.5f) * ratio - 0.5f : static_cast<float>(i) * ratio;
+}
+
+// The two pixels that a resized image's pixel `i` lies between, in a row or column of `size`: `low`
+// and the next one, of which it takes `part`. `low` is at most `last`.
+struct Between {
+  int low;
+  float part;
+};
+MME_FN Between between(int i, float ratio, bool half, int size, int last) {
+  const float at = clamp(source_position(i, ratio, half), 0.f, static_cast<float>(size - 1));
+  const int low = static_cast<int>(at) < last ? static_cast<int>(at) : last;
+  return {low, at - static_cast<float>(low)};
 }
 
 }  // namespace mme

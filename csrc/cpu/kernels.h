@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "../common/optical_flow.h"
+
 namespace mme {
 
 struct TrackSizes {
@@ -26,14 +28,6 @@ struct HistogramOptions {
 // Elements from one image, channel, bin, row and column of cells to the next.
 struct CellStrides {
   long image, channel, bin, row, column;
-};
-
-// TV-L1; see Tvl1Config. `half`: the pyramid is aligned by half pixels; `inside`: no data term
-// where the flow leaves the second frame.
-struct FlowOptions {
-  float tau, lambda, theta, gamma, scale_step, epsilon, cubic;
-  int scales, warps, inner, outer, median;
-  bool half, patient, inside;
 };
 
 struct Kernels {

@@ -9,24 +9,13 @@ namespace mme {
 namespace MME_ISA {
 namespace {
 
-constexpr int kMaxLevels = 32;
-constexpr int kSmallestSide = 16;
-
-struct Pyramid {
-  int levels, width[kMaxLevels], height[kMaxLevels];
+struct Pyramid : LevelSizes {
   long offset[kMaxLevels + 1];  // of a level's plane
 
-  Pyramid(int w, int h, const FlowOptions& options) : levels(0) {
+  Pyramid(int w, int h, const FlowOptions& options) : LevelSizes(w, h, options) {
     offset[0] = 0;
-    for (int s = 0; s < options.scales && s < kMaxLevels; ++s) {
-      if (s > 0) {
-        w = static_cast<int>(__builtin_rint(w * static_cast<double>(options.scale_step)));
-        h = static_cast<int>(__builtin_rint(h * static_cast<double>(options.scale_step)));
-        if (w < kSmallestSide || h < kSmallestSide) break;
-      }
-      width[s] = w, height[s] = h;
-      offset[s + 1] = offset[s] + static_cast<long>(w) * h + kSlack;
-      levels = s + 1;
+    for (int s = 0; s < levels; ++s) {
+      offset[s + 1] = offset[s] + static_cast<long>(width[s]) * height[s] + kSlack;
     }
   }
   void build(float* planes, const FlowOptions& options, float* buffer) const {
@@ -94,7 +83,6 @@ class Solver {
     const Texture texture{m_.texture, f.width, f.height};
     texture.fill(m_.second + p_.offset[s], team_);
     const Steps steps{o_.tau, o_.tau / o_.theta};
-    const double enough = static_cast<double>(o_.epsilon) * o_.epsilon * f.width * f.height;
     long work = 0;
     for (int warp = 0; warp < o_.warps; ++warp) {
       parallel_for(f.height, 16, team_, [&](long first, long last) {
@@ -103,20 +91,13 @@ class Solver {
           warp_row<kGamma>(f, static_cast<int>(y), m_.first + p_.offset[s], texture, o_);
         }
       });
-      bool moving = true;
-      double wait = 0;  // iterations before the stop is looked at
-      for (int outer = 0; outer < o_.outer && moving; ++outer) {
+      Stop stop(o_, f.width, f.height);
+      for (int outer = 0; outer < o_.outer && stop.moving; ++outer) {
         if (o_.median > 1) median_flow(f, o_.median, m_.copy, team_);
-        for (int inner = 0; inner < o_.inner && moving;) {
-          // The patient look first after two iterations, when much is still to be done.
-          const int wave = o_.patient && inner + outer == 0 ? 2 : kWave;
-          const int count = o_.inner - inner < wave ? o_.inner - inner : wave;
-          const double error = iterate<kGamma>(f, count, steps, m_.row_errors, team_);
-          inner += count, wait -= count;
-          if (wait <= 0) {
-            moving = error > enough;
-            if (o_.patient && enough > 0) wait = error / enough - 1;
-          }
+        for (int inner = 0; inner < o_.inner && stop.moving;) {
+          const int count = stop.wave(outer, inner, o_.inner);
+          stop.test(iterate<kGamma>(f, count, steps, m_.row_errors, team_), count);
+          inner += count;
           work += static_cast<long>(count) * f.width * f.height;
         }
       }

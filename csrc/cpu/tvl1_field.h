@@ -28,7 +28,6 @@ template <bool kGamma>
 constexpr int kBlocked = kGamma ? 8 : 6;
 
 constexpr int kMargin = 16;  // zeros before each row of a plane, and room behind its end
-constexpr int kWave = 10;    // iterations at a time; after each wave the stop is tested
 
 // A row is one piece of memory: its planes, then its blocks.
 template <bool kGamma>

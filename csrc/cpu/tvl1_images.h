@@ -3,8 +3,6 @@
 
 #include "tvl1_field.h"
 
-#include "../common/median.h"
-
 namespace mme {
 namespace MME_ISA {
 namespace {
@@ -28,14 +26,13 @@ void resize(const float* in, int width, int height, float* out, int out_width, i
   int* left = reinterpret_cast<int*>(buffer);
   float *part = buffer + out_width, *row = part + out_width;
   for (int x = 0; x < out_width; ++x) {
-    const float at = clamp(source_position(x, ratio_x, half), 0.f, static_cast<float>(width - 1));
-    left[x] = static_cast<int>(at) < width - 1 ? static_cast<int>(at) : (width > 1 ? width - 2 : 0);
-    part[x] = at - static_cast<float>(left[x]);
+    const Between at = between(x, ratio_x, half, width, width > 1 ? width - 2 : 0);
+    left[x] = at.low, part[x] = at.part;
   }
   for (int y = 0; y < out_height; ++y) {
-    const float at = clamp(source_position(y, ratio_y, half), 0.f, static_cast<float>(height - 1));
-    const int top = static_cast<int>(at), below = top + 1 < height ? top + 1 : top;
-    const float t = at - static_cast<float>(top);
+    const Between at = between(y, ratio_y, half, height, height - 1);
+    const int top = at.low, below = top + 1 < height ? top + 1 : top;
+    const float t = at.part;
     const float *a = in + static_cast<long>(top) * width,
                 *b = in + static_cast<long>(below) * width;
     for (int x = 0; x < width; ++x) row[x] = (a[x] + t * (b[x] - a[x])) * scale;
@@ -173,45 +170,18 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
     Wide level, gx, gy;
     sample(second, offset, wx, wy, &level, &gx, &gy);
 
-    Wide square = madd(gy, gy, madd(gx, gx, wide(kTinyGradient)));
-    if (kGamma) square = square + wide(gamma * gamma);
-    Wide inverse = inverse_root(square);  // and a Newton step
-    inverse = inverse * nmadd(half * square * inverse, inverse, one + half);
-    const Wide residual = nmadd(gy, dv, nmadd(gx, du, level - load(level0 + x)));
-    store(block + kC * kLanes, residual * inverse);
-    store(block + kNx * kLanes, gx * inverse);
-    store(block + kNy * kLanes, gy * inverse);
-    Wide strength = wide(pull) * square * inverse;
+    auto term = data_term<kGamma>(level, gx, gy, load(level0 + x), du, dv, wide(pull), wide(gamma),
+                                  one, half, wide(kTinyGradient));
+    store(block + kC * kLanes, term.constant);
+    store(block + kNx * kLanes, term.nx);
+    store(block + kNy * kLanes, term.ny);
     if (options.inside) {  // no data term where the second frame does not reach
-      const Wide begin = wide(Texture::kBefore);
-      const Wide beyond =
-          (vmax(vmax(at_x - last_x, begin - at_x), vmax(at_y - last_y, begin - at_y)));
-      strength = strength * vmax(wide(0.f), one - vmax(wide(0.f), beyond) * wide(1e30f));
+      term.limit = term.limit * inside_weight(at_x, at_y, wide(Texture::kBefore), last_x, last_y,
+                                              wide(0.f), one, wide(1e30f));
     }
-    store(block + kLimit * kLanes, strength);
-    if (kGamma) store(block + kNz * kLanes, wide(gamma) * inverse);
+    store(block + kLimit * kLanes, term.limit);
+    if (kGamma) store(block + kNz * kLanes, term.nz);
   }
-}
-
-// Median of 25 by forgetful selection (Paeth 1990): of a set just too large to miss the median the
-// smallest and the largest are dropped and one more value is taken in, until three are left.
-template <int kCount>
-MME_WIDE Wide forgetful(Wide a[14], const float* const row[5], int x) {
-  for (int i = 0; i < kCount / 2; ++i) exchange(a[i], a[kCount - 1 - i]);
-  for (int i = 1; i <= (kCount - 1) / 2; ++i) exchange(a[0], a[i]);
-  for (int i = kCount / 2; i < kCount - 1; ++i) exchange(a[i], a[kCount - 1]);
-  if constexpr (kCount == 3) {
-    return a[1];
-  } else {
-    constexpr int kNext = 28 - kCount;
-    a[0] = load(row[kNext / 5] + x + kNext % 5 - 2);
-    return forgetful<kCount - 1>(a, row, x);
-  }
-}
-MME_WIDE Wide median25(const float* const row[5], int x) {
-  Wide a[14];
-  for (int i = 0; i < 14; ++i) a[i] = load(row[i / 5] + x + i % 5 - 2);
-  return forgetful<14>(a, row, x);
 }
 
 // Median of each component of the flow. `copy` holds median_floats.
@@ -239,7 +209,7 @@ void median_flow(const Field<kGamma>& f, int size, float* copy, int team) {
       float* out = f.row(y, i % 2 ? kV : kU);
       for (int x = 0; x < f.width; x += kLanes) {
         if (size == 5) {
-          store(out + x, median25(row, x));
+          store(out + x, median25<Wide>([&](int k) { return load(row[k / 5] + x + k % 5 - 2); }));
         } else {
           const auto at = [&](int k) { return load(row[1 + k / 3] + x + k % 3 - 1); };
           store(out + x, median9(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)));

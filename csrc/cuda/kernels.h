@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../common/optical_flow.h"
+
 namespace mme::cuda {
 
 // Where the work goes. The current device is set for the call and put back after it.
@@ -57,6 +59,17 @@ void windows(const void* images, bool is_u8, const WindowSizes& sizes, const flo
              float* out, Queue queue);
 void patch_norm(const float* values, int64_t count, int64_t tracks, int64_t features,
                 bool coordinate, float eps, float* out, float* mean, float* std, Queue queue);
+
+// TV-L1 of pairs [count, 2] of frames: out [count, 2, height, width], and in `work` the
+// pixel-iterations of each. `team`: blocks that share a pair (a cluster, so up to 8 where the
+// device has them, else 1), or 0 for as many as suit. The workspace holds what
+// optical_flow_workspace says, in bytes, for the same arguments.
+int64_t optical_flow_workspace(int height, int width, int64_t count, const FlowOptions& options,
+                               int team, int device);
+void optical_flow(const void* frames, bool is_u8, int64_t channels, int height, int width,
+                  const int32_t* pairs, int64_t count, const float* initial,
+                  const FlowOptions& options, float* out, int64_t* work, void* workspace, int team,
+                  Queue queue);
 
 // CUDA's version as this was compiled against, as 1000 * major + 10 * minor.
 int compiled_version();

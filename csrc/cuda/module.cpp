@@ -69,6 +69,28 @@ void patch_norm_(uint64_t values, int64_t count, int64_t tracks, int64_t feature
              pointer<float>(out), pointer<float>(mean), pointer<float>(std), queue(device, stream));
 }
 
+int64_t optical_flow_workspace_(int height, int width, int64_t count, float gamma, float scale_step,
+                                int scales, int team, int device) {
+  mme::FlowOptions options{};  // the rest takes no memory
+  options.gamma = gamma, options.scale_step = scale_step, options.scales = scales;
+  return optical_flow_workspace(height, width, count, options, team, device);
+}
+
+bool optical_flow_(uint64_t frames, bool is_u8, int64_t channels, int height, int width,
+                   uint64_t pairs, int64_t count, uint64_t initial, float tau, float lambda,
+                   float theta, float gamma, float scale_step, float epsilon, float cubic,
+                   int scales, int warps, int inner, int outer, int median, bool half, bool patient,
+                   bool inside, uint64_t out, uint64_t work, uint64_t workspace, int team,
+                   int device, uint64_t stream) {
+  optical_flow(pointer<const void>(frames), is_u8, channels, height, width,
+               pointer<const int32_t>(pairs), count, pointer<const float>(initial),
+               {tau, lambda, theta, gamma, scale_step, epsilon, cubic, scales, warps, inner, outer,
+                median, half, patient, inside},
+               pointer<float>(out), pointer<int64_t>(work), pointer<void>(workspace), team,
+               queue(device, stream));
+  return true;  // the memory is the caller's
+}
+
 py::dict info() {
   const int version = compiled_version();
   py::dict dict;
@@ -91,5 +113,7 @@ PYBIND11_MODULE(MME_CUDA_MODULE, m) {
   m.def("histograms", &histograms_, release);
   m.def("windows", &windows_, release);
   m.def("patch_norm", &patch_norm_, release);
+  m.def("optical_flow", &optical_flow_, release);
+  m.def("optical_flow_workspace", &optical_flow_workspace_, release);
   m.def("info", &info, "CUDA's version and the architectures compiled for.");
 }

@@ -155,30 +155,40 @@ def tvl1(
     pairs: torch.Tensor,
     config: Tvl1Config,
     initial: torch.Tensor | None = None,
+    team: int = 0,
 ) -> torch.Tensor:
     """TV-L1 flow [N, 2, H, W] of pairs [N, 2] of frames [M, 3 or 1, H, W], uint8 or float32.
 
-    `initial` [N, 2, H, W] is where the top level starts from, by default zero.
+    `initial` [N, 2, H, W] is where the top level starts from, by default zero. On a GPU `team` is
+    how many blocks share a pair, 0 for as many as suit; the result does not depend on it.
 
     Raises
     ------
     MemoryError
         If there is no room for what a pair needs, some 100 bytes a pixel and thread.
     """
-    frames, pairs = frames.contiguous(), pairs.int().contiguous()
+    frames = frames.contiguous()
+    pairs = pairs.to(frames.device, torch.int32).contiguous()
     _, channels, height, width = frames.shape
     out = frames.new_empty((len(pairs), 2, height, width), dtype=torch.float32)
-    work = torch.zeros(len(pairs), dtype=torch.int64)
+    work = pairs.new_empty(len(pairs), dtype=torch.int64)
     if initial is not None:
         initial = initial.float().contiguous()
-    c = config
-    done = _module(frames).optical_flow(
+    c, module, context = config, _module(frames), _context(frames)
+    scratch: tuple[int, ...] = ()
+    if hasattr(module, "optical_flow_workspace"):
+        size = module.optical_flow_workspace(
+            height, width, len(pairs), c.gamma, c.scale_step, c.scales, team, context[0]
+        )
+        workspace = frames.new_empty(size, dtype=torch.uint8)
+        scratch = workspace.data_ptr(), team
+    done = module.optical_flow(
         frames.data_ptr(), frames.dtype == torch.uint8, channels, height, width,
         pairs.data_ptr(), len(pairs), 0 if initial is None else initial.data_ptr(),
         c.tau, c.lambda_, c.theta, c.gamma, c.scale_step, c.epsilon, c.cubic,
         c.scales, c.warps, c.inner_iterations, c.outer_iterations, c.median,
         c.alignment == "half", c.patient, c.outside == "drop",
-        out.data_ptr(), work.data_ptr(), *_context(frames),
+        out.data_ptr(), work.data_ptr(), *scratch, *context,
     )  # fmt: skip
     if not done:
         raise MemoryError(f"TV-L1 of {width}x{height} px: not enough memory")
