@@ -36,6 +36,14 @@ struct FlowOptions {
   bool half, patient, inside;
 };
 
+// Where TV-L1 spends its time, ns summed over pairs, and the pixel-iterations done meanwhile;
+// counted while `on`. Of a pair that threads share, as its caller waits.
+struct FlowTimes {
+  bool on;
+  int64_t work, whole, warps, medians, iterations;
+};
+extern FlowTimes flow_times;  // in module.cpp
+
 struct Kernels {
   const char* name;
   void (*tracks)(const float* flow, const float* seeds, const int32_t* starts, const int32_t* steps,

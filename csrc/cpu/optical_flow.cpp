@@ -2,6 +2,7 @@
 // waves of iterations. Threads share pairs out; when there are fewer pairs than threads, they share
 // the rows and iterations of each.
 #include <cstdlib>
+#include <ctime>
 
 #include "tvl1_images.h"
 
@@ -11,6 +12,26 @@ namespace {
 
 constexpr int kMaxLevels = 32;
 constexpr int kSmallestSide = 16;
+
+// Adds the time it lives to a field of flow_times; costs a comparison when these are off.
+class Timed {
+ public:
+  explicit Timed(int64_t* to) : to_(flow_times.on ? to : nullptr), begin_(to_ ? now() : 0) {}
+  ~Timed() {
+    if (to_) __atomic_fetch_add(to_, now() - begin_, __ATOMIC_RELAXED);
+  }
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  static int64_t now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+  }
+  int64_t* const to_;
+  const int64_t begin_;
+};
 
 struct Pyramid {
   int levels, width[kMaxLevels], height[kMaxLevels];
@@ -92,21 +113,23 @@ class Solver {
   template <bool kGamma>
   long level(const Field<kGamma>& f, int s) {
     const Texture texture{m_.texture, f.width, f.height};
-    texture.fill(m_.second + p_.offset[s], team_);
+    {
+      const Timed timed(&flow_times.warps);
+      texture.fill(m_.second + p_.offset[s], team_);
+    }
     const Steps steps{o_.tau, o_.tau / o_.theta};
     const double enough = static_cast<double>(o_.epsilon) * o_.epsilon * f.width * f.height;
     long work = 0;
     for (int warp = 0; warp < o_.warps; ++warp) {
-      parallel_for(f.height, 16, team_, [&](long first, long last) {
-        const Flush flush;
-        for (long y = first; y < last; ++y) {
-          warp_row<kGamma>(f, static_cast<int>(y), m_.first + p_.offset[s], texture, o_);
-        }
-      });
+      linearise(f, m_.first + p_.offset[s], texture);
       bool moving = true;
       double wait = 0;  // iterations before the stop is looked at
       for (int outer = 0; outer < o_.outer && moving; ++outer) {
-        if (o_.median > 1) median_flow(f, o_.median, m_.copy, team_);
+        if (o_.median > 1) {
+          const Timed timed(&flow_times.medians);
+          median_flow(f, o_.median, m_.copy, team_);
+        }
+        const Timed timed(&flow_times.iterations);
         for (int inner = 0; inner < o_.inner && moving;) {
           // The patient look first after two iterations, when much is still to be done.
           const int wave = o_.patient && inner + outer == 0 ? 2 : kWave;
@@ -122,6 +145,17 @@ class Solver {
       }
     }
     return work;
+  }
+
+  template <bool kGamma>
+  void linearise(const Field<kGamma>& f, const float* first_image, const Texture& texture) {
+    const Timed timed(&flow_times.warps);
+    parallel_for(f.height, 16, team_, [&](long first, long last) {
+      const Flush flush;
+      for (long y = first; y < last; ++y) {
+        warp_row<kGamma>(f, static_cast<int>(y), first_image, texture, o_);
+      }
+    });
   }
 
   // Zero dual variables; flow from the level above, from `initial`, or zero.
@@ -183,6 +217,7 @@ bool flow(const void* frames, bool is_u8, long channels, long height, long width
       }
       long i;
       while ((i = __atomic_fetch_add(&next, 1L, __ATOMIC_RELAXED)) < count) {
+        const Timed timed(&flow_times.whole);
         for (int k = 0; k < 2; ++k) {
           const long at = pairs[2 * i + k] * channels * area;
           float* plane = k ? memory.second : memory.first;
@@ -196,6 +231,7 @@ bool flow(const void* frames, bool is_u8, long channels, long height, long width
         const float* start = initial ? initial + 2 * area * i : nullptr;
         float* to = out + 2 * area * i;
         work[i] = gamma ? solver.solve<true>(start, to) : solver.solve<false>(start, to);
+        if (flow_times.on) __atomic_fetch_add(&flow_times.work, work[i], __ATOMIC_RELAXED);
       }
     }
   });

@@ -38,14 +38,10 @@ MME_WIDE __m256 limited(__m256 a, __m256 limit) {
   return vmax(vmin(a, limit), _mm256_xor_ps(limit, _mm256_set1_ps(-0.f)));
 }
 MME_WIDE __m256 inverse_root(__m256 a) { return _mm256_rsqrt_ps(a); }
-#ifdef ADIV
-MME_WIDE __m256 inverse(__m256 a) { return _mm256_set1_ps(1.f) / a; }
-#else
 MME_WIDE __m256 inverse(__m256 a) {
   const __m256 guess = _mm256_rcp_ps(a);
   return _mm256_fmadd_ps(guess, _mm256_fnmadd_ps(a, guess, _mm256_set1_ps(1.f)), guess);
 }
-#endif
 #else
 MME_WIDE Four madd(Four a, Four b, Four c) { return a * b + c; }
 MME_WIDE Four nmadd(Four a, Four b, Four c) { return c - a * b; }
@@ -101,6 +97,24 @@ MME_WIDE Wide first_lanes(Wide a, int count) {
               count > 3 ? a[3] : 0};
 }
 #endif
+
+// `a`, read from memory once: left alone, gcc reads it again for each use, and the loads are what
+// the iterations wait for.
+MME_WIDE Wide once(Wide a) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(a));
+#endif
+  return a;
+}
+// The lanes of `a` moved up by one, and the last of `before` into the first.
+MME_WIDE Wide shifted(Wide before, Wide a) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_alignr_epi32((__m512i)a, (__m512i)before, 15);
+#else
+  (void)before;
+  return a;
+#endif
+}
 
 MME_WIDE double sum(Wide a) {
   float lane[kLanes];
