@@ -32,6 +32,7 @@ MME_FN float limited(float a, float limit) {
 // 1 / sqrt(a); SIMD vectors may do with 12 bits: the error scales the weight of smoothness by that
 // little and goes nowhere else.
 MME_FN float inverse_root(float a) { return 1.f / root(a); }
+MME_FN float rough_inverse(float a) { return 1.f / a; }
 
 // The data term: rho / |g| = c + nx u + ny v (+ nz w, the illumination), which may change the flow
 // by at most `limit` = lambda theta |g| along n = g / |g|.
@@ -51,6 +52,15 @@ template <class T>
 MME_FN T dual_divisor(T ux, T uy, T step, T one, T tiny) {
   const T square = madd(uy, uy, madd(ux, ux, tiny));
   return madd(square * inverse_root(square), step, one);
+}
+
+// Its inverse, 1 / (1 + n) as 1 - n / (1 + n): where the flow is flat, n is nearly zero, so that an
+// inverse of 12 bits is enough. It changes by that little the length at which p is cut off.
+template <class T>
+MME_FN T dual_factor(T ux, T uy, T step, T one, T tiny) {
+  const T square = madd(uy, uy, madd(ux, ux, tiny));
+  const T n = square * inverse_root(square) * step;
+  return nmadd(n, rough_inverse(one + n), one);
 }
 
 // Weights of the four samples around a position `t` in [0, 1) after the second one: cubic

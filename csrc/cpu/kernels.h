@@ -36,8 +36,8 @@ struct FlowOptions {
   bool half, patient, inside;
 };
 
-// Where TV-L1 spends its time, ns summed over pairs, and the pixel-iterations done meanwhile;
-// counted while `on`. Of a pair that threads share, as its caller waits.
+// Where TV-L1 spends its time, ns of CPU summed over pairs, and the pixel-iterations done then;
+// counted while `on`. Of a pair that threads share, its caller's part.
 struct FlowTimes {
   bool on;
   int64_t work, whole, warps, medians, iterations;

@@ -183,22 +183,21 @@ struct RowStep {
     if (!kDual) return;
     cu.gradient(x, u, &ux, &uy);
     cv.gradient(x, v, &vx, &vy);
-    a = dual_divisor(ux, uy, slope, one, tiny);
-    b = dual_divisor(vx, vy, slope, one, tiny);
+    a = dual_factor(ux, uy, slope, one, tiny);
+    b = dual_factor(vx, vy, slope, one, tiny);
     if (kGamma) {
       cw.gradient(x, w, &wx, &wy);
-      c = dual_divisor(wx, wy, slope, one, tiny);
+      c = dual_factor(wx, wy, slope, one, tiny);
     }
   }
   MME_WIDE void dual(long x) {
     if (!kDual) return;
     float* up = block_up + at(x);
-    const Wide both = inverse(a * b);  // one for two
-    cu.dual(x, up, ux, uy, tau, both * b, &made_u);
-    cv.dual(x, up, vx, vy, tau, both * a, &made_v);
+    cu.dual(x, up, ux, uy, tau, a, &made_u);
+    cv.dual(x, up, vx, vy, tau, b, &made_v);
     Duals unused;
     unused.x = one;
-    if (kGamma) cw.dual(x, up, wx, wy, tau, inverse(c), &unused);
+    if (kGamma) cw.dual(x, up, wx, wy, tau, c, &unused);
   }
   MME_WIDE void end() const {
     if (kFlow == kUpdated) {  // no gradient across the right border
@@ -231,32 +230,43 @@ double step_row(const Field<kGamma>& f, int y, Steps steps) {
 }
 
 // Row y of one iteration and row y - 1 of the next, which takes the dual variables of y - 1 from
-// the registers that they were made in: a third of the loads go. Six stages of six vectors; between
-// two rows too, a vector waits a turn. Returns the sum for the second one, with kError.
+// the registers that they were made in: a third of the loads go. Five stages of five vectors.
+// Returns the sum for the second one, with kError.
 template <bool kError>
 double step_pair(const Field<false>& f, int y, Steps steps) {
   RowStep<false, false, kUpdated, true> row(f, y, steps);
   RowStep<false, kError, kUpdated, true> next(f, y - 1, steps);
-  const long end = (f.width + kLanes - 1) / kLanes * kLanes, delay = 5 * kLanes;
+  const long end = (f.width + kLanes - 1) / kLanes * kLanes, delay = 4 * kLanes;
+  Wide before_u = wide(0.f), before_v = wide(0.f);  // dual variables of the vector before
   const auto turn = [&](long x, bool whole) __attribute__((always_inline)) {
     const auto has = [&](int stage) __attribute__((always_inline)) {
       return whole || (x >= stage * kLanes && x - stage * kLanes < end);
     };
-    if (has(5)) next.dual(x - 5 * kLanes);
-    if (has(4)) next.gradient(x - 4 * kLanes);
-    if (has(3)) {
-      const long at = x - 3 * kLanes;
+    if (has(4)) next.dual(x - 4 * kLanes);
+    if (has(3)) next.gradient(x - 3 * kLanes);
+    if (has(2)) {
+      const long at = x - 2 * kLanes;
+      row.dual(at);
       const float* up = next.block_up + next.at(at);
+      const auto made = [&](const Duals& q, int qy) __attribute__((always_inline)) {
+        return Duals{q.x, q.left, q.y, load(up + qy)};
+      };
       next.flow(
-          at,
-          [&] { return Duals{row.made_u.x, row.made_u.left, row.made_u.y, load(up + next.cu.qy)}; },
-          [&] {
-            return Duals{row.made_v.x, row.made_v.left, row.made_v.y, load(up + next.cv.qy)};
-          });
+          at, [&] { return made(row.made_u, next.cu.qy); },
+          [&] { return made(row.made_v, next.cv.qy); });
     }
-    if (has(2)) row.dual(x - 2 * kLanes);
     if (has(1)) row.gradient(x - kLanes);
-    if (has(0)) row.flow(x);
+    if (has(0)) {
+      const float *here = row.block + row.at(x), *up = row.block_up + row.at(x);
+      const auto read = [&](const float* qx, int qy, Wide* before) __attribute__((always_inline)) {
+        const Wide left = *before;
+        *before = load(qx + x);
+        return Duals{*before, shifted(left, *before), load(here + qy), load(up + qy)};
+      };
+      row.flow(
+          x, [&] { return read(row.cu.qx, row.cu.qy, &before_u); },
+          [&] { return read(row.cv.qx, row.cv.qy, &before_v); });
+    }
   };
   long x = 0;
   for (; x < delay; x += kLanes) turn(x, false);

@@ -41,7 +41,20 @@ void resize(const float* in, int width, int height, float* out, int out_width, i
     for (int x = 0; x < width; ++x) row[x] = (a[x] + t * (b[x] - a[x])) * scale;
     row[width] = row[width - 1];
     float* to = out + y * out_stride;
-    for (int x = 0; x < out_width; ++x) {
+    int x = 0;
+#if defined(__AVX512F__)
+    // As long as the pixels of a vector lie within two.
+    for (; x + kLanes <= out_width && left[x + kLanes - 1] - left[x] < 2 * kLanes - 1;
+         x += kLanes) {
+      const float* pixel = row + left[x];
+      const Wide a = load(pixel), b = load(pixel + kLanes);
+      const __m512i at = _mm512_sub_epi32(_mm512_loadu_si512(left + x), _mm512_set1_epi32(left[x]));
+      const Wide one = _mm512_permutex2var_ps(a, at, b);
+      const Wide two = _mm512_permutex2var_ps(a, _mm512_add_epi32(at, _mm512_set1_epi32(1)), b);
+      store(to + x, one + load(part + x) * (two - one));
+    }
+#endif
+    for (; x < out_width; ++x) {
       const float* pixel = row + left[x];
       to[x] = pixel[0] + part[x] * (pixel[1] - pixel[0]);
     }
@@ -90,11 +103,18 @@ struct Texture {
       const int x = replicate(at, width);
       put(at + kBefore, x, replicate(x - 1, width), replicate(x + 1, width));
     };
-    for (int x = -kBefore; x < 1; ++x) at_border(x);
-    for (long x = 1; x < width - 1; ++x) {
+    for (int at = -kBefore; at < 1; ++at) at_border(at);
+    long x = 1;
+    for (; kPlanes && x + kLanes < width; x += kLanes) {
+      float* to = out + x + kBefore;
+      store(to, load(row + x));
+      store(to + next, wide(0.5f) * (load(row + x + 1) - load(row + x - 1)));
+      store(to + 2 * next, wide(0.5f) * (load(down + x) - load(up + x)));
+    }
+    for (; x < width - 1; ++x) {
       put(x + kBefore, static_cast<int>(x), static_cast<int>(x) - 1, static_cast<int>(x) + 1);
     }
-    for (int x = width - 1; x < width + kAfter; ++x) at_border(x);
+    for (int at = width - 1; at < width + kAfter; ++at) at_border(at);
   }
 };
 
