@@ -17,11 +17,20 @@ from typing import Any
 
 import torch
 
-from . import bench_import
+from . import bench_import, inputs
 from .harness import SCHEMA, Case, Clock, Effort, Peaks, Row, Setting, examine
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("trajectories", "descriptors", "patch_norm", "targets", "optical_flow", "import")
+STAGES = (
+    "trajectories",
+    "descriptors",
+    "patch_norm",
+    "targets",
+    "optical_flow",
+    "camera_motion",
+    "import",
+)
+ALIASES = {"flow": ("optical_flow", "camera_motion")}
 PACKAGES = ("torch", "numpy", "triton", "scikit-image")
 FAMILIES = {"opencv": ("opencv-",), "cupy": ("cupy-cuda",)}
 
@@ -31,17 +40,25 @@ def cases(stage: str, setting: Setting) -> Iterator[Case]:
     yield from importlib.import_module(f"{__package__}.bench_{stage}").cases(setting)
 
 
+def facts(stage: str, setting: Setting) -> dict[str, list[dict[str, Any]]]:
+    """What `bench_<stage>.py` measures beside its cases: rows of tables, by name."""
+    module = importlib.import_module(f"{__package__}.bench_{stage}")
+    found: dict[str, list[dict[str, Any]]] = getattr(module, "facts", lambda setting: {})(setting)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 1 if any check failed."""
+    known = (*STAGES, *ALIASES)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("stage", nargs="*", help=f"of {', '.join(STAGES)}; default: all")
+    parser.add_argument("stage", nargs="*", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
     parser.add_argument("--quick", action="store_true", help="small frames, few rounds")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks", metavar="DIR")
     given = parser.parse_args(arguments)
-    if unknown := [stage for stage in given.stage if stage not in STAGES]:
-        parser.error(f"no stage {', '.join(unknown)}; choose from {', '.join(STAGES)}")
+    if unknown := [stage for stage in given.stage if stage not in known]:
+        parser.error(f"no stage {', '.join(unknown)}; choose from {', '.join(known)}")
     if given.threads < 1:
         parser.error(f"--threads is {given.threads}; must be 1 or more")
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -51,14 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     effort = Effort.quick() if given.quick else Effort()
     setting = make_setting(given.device, given.quick)
-    rows, peaks = measure(given.stage or STAGES, setting, effort)
+    asked = {name for stage in given.stage or STAGES for name in ALIASES.get(stage, (stage,))}
+    stages = [stage for stage in STAGES if stage in asked]
+    rows, peaks, found = measure(stages, setting, effort)
     report = {
         "schema": SCHEMA,
-        "meta": describe(setting, given.threads, given.stage or STAGES),
+        "meta": describe(setting, given.threads, stages),
         "peaks": peaks.as_dict(),
         "rows": [row.as_dict() for row in rows],
+        "facts": found,
     }
-    show(rows, report["meta"])
+    show(rows, report["meta"], found)
     path = given.out / file_name(report["meta"])
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {path}")
@@ -81,21 +101,26 @@ def set_threads(count: int) -> None:
 def make_setting(device: str, quick: bool) -> Setting:
     """What is measured: the paper's clip on a CPU, also 64 of them on a GPU."""
     if device == "cpu":
-        return Setting(torch.device("cpu"), ("cpu",), side=112 if quick else 224, quick=quick)
+        side = 112 if quick else 224
+        return Setting(torch.device("cpu"), ("cpu",), side=side, quick=quick, data=inputs.DATA)
     from mme_targets.backends import unavailable
 
     floors = tuple(floor for floor in ("cuda", "triton") if unavailable(floor, "cuda") is None)
     if not floors:
         raise SystemExit(f"no floor runs on this GPU; cuda: {unavailable('cuda', 'cuda')}")
     device_now = torch.device("cuda", torch.cuda.current_device())
-    return Setting(device_now, floors, batches=(1,) if quick else (1, 64), quick=quick)
+    batches = (1,) if quick else (1, 64)
+    return Setting(device_now, floors, batches=batches, quick=quick, data=inputs.DATA)
 
 
-def measure(stages: Sequence[str], setting: Setting, effort: Effort) -> tuple[list[Row], Peaks]:
-    """Every case of these stages in turn; imports first, while the machine is cool."""
+def measure(
+    stages: Sequence[str], setting: Setting, effort: Effort
+) -> tuple[list[Row], Peaks, dict[str, list[dict[str, Any]]]]:
+    """Every case of these stages in turn, and their facts."""
     clock = Clock(setting.device)
     peaks = Peaks(clock, effort)
     rows: list[Row] = []
+    found: dict[str, list[dict[str, Any]]] = {}
     for stage in stages:
         print(f"{stage} …", file=sys.stderr, flush=True)
         if stage == "import":
@@ -106,10 +131,11 @@ def measure(stages: Sequence[str], setting: Setting, effort: Effort) -> tuple[li
                 rows.extend(examine(case, clock, peaks, effort))
                 if clock.on_gpu:
                     torch.cuda.empty_cache()  # what torch keeps, CuPy cannot have
+            found.update(facts(stage, setting))
         except Exception as error:  # building a case failed: the stage's other results stand
             said = f"{type(error).__name__}: {error}"[:300]
             rows.append(Row(stage, stage, "(making the cases)", "-", None, False, said))
-    return rows, peaks
+    return rows, peaks, found
 
 
 def describe(setting: Setting, threads: int, stages: Sequence[str]) -> dict[str, Any]:
@@ -142,6 +168,7 @@ def describe(setting: Setting, threads: int, stages: Sequence[str]) -> dict[str,
         "isa": isa,
         "quick": setting.quick,
         "stages": list(stages),
+        "left_out": list(setting.left_out),
         "versions": dict(sorted(versions.items())),
     }
 
@@ -174,12 +201,12 @@ def _command(*words: str) -> str | None:
     return done.stdout.strip()
 
 
-def show(rows: Sequence[Row], meta: dict[str, Any]) -> None:
-    """Print the table, losses and failures too."""
+def show(rows: Sequence[Row], meta: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the tables, losses and failures too."""
     from rich.console import Console
     from rich.table import Table
 
-    from .readme import cells, notes
+    from .readme import FACTS, cells, notes
 
     where = f"{meta['device']}, {meta['threads']} threads, commit {(meta['commit'] or '?')[:9]}"
     console = Console(width=None if sys.stdout.isatty() else 190)
@@ -193,6 +220,15 @@ def show(rows: Sequence[Row], meta: dict[str, Any]) -> None:
     console.print(table)
     for note in notes([row.as_dict() for row in rows]):
         console.print(f"- {note}", highlight=False)
+    for name, entries in found.items():
+        if entries:
+            headings, lines = FACTS[name](entries)
+            table = Table(*headings, title=name)
+            for line in lines:
+                table.add_row(*line)
+            console.print(table)
+    for what in meta["left_out"]:
+        console.print(f"left out: {what}", highlight=False)
 
 
 if __name__ == "__main__":

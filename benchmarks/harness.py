@@ -13,9 +13,11 @@ the machine strikes both sides of a ratio, or one round only.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,8 @@ class Setting:
     """What a run measures on.
 
     `side`: px of a frame; `frames`: raw frames of the model's clip (16 gives 56 frames and 48
-    flows); `batches`: clips a call; `floors`: the backends measured.
+    flows); `batches`: clips a call; `floors`: the backends measured; `data`: where real inputs lie,
+    if anywhere; `left_out`: what could not be measured for want of something, and why.
     """
 
     device: torch.device
@@ -41,6 +44,13 @@ class Setting:
     side: int = 224
     frames: int = 16
     quick: bool = False
+    data: Path | None = None
+    left_out: list[str] = field(default_factory=list)
+
+    def leave_out(self, what: str) -> None:
+        """Note it, and say so."""
+        self.left_out.append(what)
+        print(f"left out: {what}", file=sys.stderr)
 
     @property
     def pairs(self) -> int:

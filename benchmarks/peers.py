@@ -276,6 +276,73 @@ def skimage_hog(frame: NDArray[np.uint8]) -> F32:
     return np.stack(cells).astype(np.float32)
 
 
+# Optical flow and camera motion (Appendix A).
+
+
+def opencv_flow(frames: NDArray[np.uint8], pairs: list[tuple[int, int]], method: str) -> list[F32]:
+    """OpenCV's own solver at its defaults on each pair of [T, 3, H, W]: [H, W, 2] each."""
+    solver, greys = _flow_solver(method), _greys(frames, pairs)
+    return [solver.calc(greys[a], greys[b], None) for a, b in pairs]
+
+
+def _flow_solver(method: str) -> Any:
+    import cv2
+
+    if method == "tvl1":
+        return cv2.optflow.createOptFlow_DualTVL1()
+    if method == "farneback":
+        return cv2.FarnebackOpticalFlow.create()
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+
+def _greys(frames: NDArray[np.uint8], pairs: list[tuple[int, int]]) -> dict[int, Any]:
+    import cv2
+
+    return {
+        t: cv2.cvtColor(np.ascontiguousarray(frames[t].transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
+        for t in sorted({t for pair in pairs for t in pair})
+    }
+
+
+def opencv_camera_flow(frames: NDArray[np.uint8], pairs: list[tuple[int, int]]) -> list[F32]:
+    """Flow without the camera's motion: each pair's flow, homography, warp, and flow again.
+
+    SIFT once a frame, `BFMatcher` with cross-check, corners of the first frame carried by the flow,
+    RANSAC at 1 px, `warpPerspective` over the first frame, so that what lies outside stays still.
+    """
+    import cv2
+
+    greys, solver = _greys(frames, pairs), _flow_solver("tvl1")
+    sift, matcher = cv2.SIFT_create(), cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
+    found = {t: sift.detectAndCompute(grey, None) for t, grey in greys.items()}
+    flows = []
+    for a, b in pairs:
+        first, second = greys[a], greys[b]
+        size = first.shape[::-1]
+        flow = solver.calc(first, second, None)
+        (keys, described), (others, described_too) = found[a], found[b]
+        matches = () if not keys or not others else matcher.match(described, described_too)
+        ends = [
+            (np.float32([keys[m.queryIdx].pt for m in matches]).reshape(-1, 2)),
+            (np.float32([others[m.trainIdx].pt for m in matches]).reshape(-1, 2)),
+        ]
+        corners = cv2.goodFeaturesToTrack(first, 1000, 0.001, 3)
+        if corners is not None:
+            start = corners.reshape(-1, 2)
+            x, y = np.rint(start).astype(int).T
+            ends = [np.concatenate(p) for p in zip(ends, (start, start + flow[y, x]), strict=True)]
+        if len(ends[0]) > 50:
+            homography, inliers = cv2.findHomography(*ends, cv2.RANSAC, 1.0)
+            if homography is not None and inliers.sum() > 25:
+                how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+                still = cv2.warpPerspective(
+                    second, homography, size, first.copy(), how, cv2.BORDER_TRANSPARENT
+                )
+                flow = solver.calc(first, still, None)
+        flows.append(flow)
+    return flows
+
+
 # Patch norm and tokens (section 3.3).
 
 

@@ -27,8 +27,8 @@ UNVERIFIED = {
 Entry = dict[str, Any]
 
 
-def load(folder: Path) -> list[Entry]:
-    """Rows of every full result, each with its run's `meta`; of equal ones the newest.
+def full_runs(folder: Path) -> list[tuple[Entry, str]]:
+    """Every full result and its file's name, oldest first.
 
     Raises
     ------
@@ -42,8 +42,13 @@ def load(folder: Path) -> list[Entry]:
             raise ValueError(f"{path}: schema is {run.get('schema')!r}; must be {SCHEMA}")
         if not run["meta"]["quick"]:
             runs.append((run, path.name))
+    return sorted(runs, key=lambda item: str(item[0]["meta"]["date"]))
+
+
+def load(folder: Path) -> list[Entry]:
+    """Rows of every full result, each with its run's `meta`; of equal ones the newest."""
     newest: dict[tuple[Any, ...], Entry] = {}
-    for run, name in sorted(runs, key=lambda item: item[0]["meta"]["date"]):
+    for run, name in full_runs(folder):
         meta = {**run["meta"], "file": name}
         # A run replaces all that an older one of the same device said of its cases, failures too.
         said = {(row["stage"], row["case"], row["floor"]) for row in run["rows"]}
@@ -207,10 +212,61 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{content.rstrip()}\n{end}", text)
 
 
+def accuracy(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: mean end-point error on each pair, px."""
+    scenes = list(entries[0]["error_px"])
+    floors = {entry["floor"] for entry in entries} - {"–"}
+    lines = []
+    for entry in entries:
+        where = f" ({entry['floor']})" if len(floors) > 1 and entry["floor"] != "–" else ""
+        errors = [f"{entry['error_px'][scene]:.3f}".lstrip("0") for scene in scenes]
+        lines.append([entry["of"] + where, *errors])
+    return ["end-point error, px", *scenes], lines
+
+
+def solver(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: time per pixel-iteration of the whole solve, and the phases' shares."""
+    shares = ("iterations", "warps", "medians")
+    headings = ["one thread", "preset", "instructions", "ns per pixel-iteration", *shares]
+    lines = [
+        [e["of"], e["preset"], e["isa"], f"{e['ns']:.2f}", *(f"{100 * e[s]:.0f} %" for s in shares)]
+        for e in entries
+    ]
+    return headings, lines
+
+
+FACTS = {"accuracy": accuracy, "solver": solver}
+
+
+def newest_facts(folder: Path, name: str) -> tuple[list[Entry], Entry] | None:
+    """The rows of the newest full run that has any of this name, and that run's meta."""
+    for run, file in reversed(full_runs(folder)):
+        entries = run.get("facts", {}).get(name)
+        if entries:
+            return entries, {**run["meta"], "file": file}
+    return None
+
+
+def fact_table(folder: Path, name: str) -> str | None:
+    """A table in Markdown with its origin; None where no run has it."""
+    found = newest_facts(folder, name)
+    if found is None:
+        return None
+    headings, lines = FACTS[name](found[0])
+    table = [headings, ["---"] * len(headings), *lines]
+    origin_line = f"{found[1]['device']}; {origin([{'meta': found[1]}])}."
+    return "\n".join("| " + " | ".join(line) + " |" for line in table) + f"\n\n{origin_line}"
+
+
 def render(text: str, folder: Path = RESULTS) -> str:
-    """README as it must be for the results in `folder`."""
+    """README as it must be for the results in `folder`; facts that no run has stay as they are."""
     rows = load(folder)
-    return fill(fill(text, "speed", speed(rows)), "support", support(rows))
+    text = fill(fill(text, "speed", speed(rows)), "support", support(rows))
+    for name in FACTS:
+        made = fact_table(folder, name)
+        if made is not None:
+            text = fill(text, name, made)
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -52,7 +52,8 @@ def labels() -> list[str]:
     tracked = ["trajectories", "median_filter"]
     described = ["hog", "hof", "mbh", "trajectory_hog"]
     flows = ["optical_flow-0", "optical_flow-1", "optical_flow-2"]
-    return [*tracked, *described, "patch_norm-0", "patch_norm-1", "MotionTargets", *flows]
+    tokens = ["patch_norm-0", "patch_norm-1", "MotionTargets"]
+    return [*tracked, *described, *tokens, *flows, "camera_motion"]
 
 
 def test_every_case_has_a_test(small_cases: list[Case]) -> None:
@@ -238,7 +239,7 @@ def test_command_writes_one_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         command.set_threads(threads)
     (path,) = tmp_path.glob("cpu_*.json")
     report = json.loads(path.read_text())
-    assert set(report) == {"schema", "meta", "peaks", "rows"}
+    assert set(report) == {"schema", "meta", "peaks", "rows", "facts"}
     known = {"commit", "dirty", "date", "device", "driver", "threads", "isa", "versions", "quick"}
     assert known <= set(report["meta"])
     assert {"python", "torch", "numpy", "opencv"} <= set(report["meta"]["versions"])
@@ -274,6 +275,21 @@ def test_command_fails_where_a_check_fails(
     assert [row["passed"] for row in json.loads(path.read_text())["rows"]] == [False, False]
 
 
+def test_an_alias_names_several_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    facts = {"accuracy": [{"of": "ours", "floor": "cpu", "error_px": {"Venus": 0.25}}]}
+    monkeypatch.setattr(command, "cases", lambda stage, setting: asked.append(stage) or ())
+    monkeypatch.setattr(command, "facts", lambda stage, setting: facts)
+    monkeypatch.setattr(command, "set_threads", lambda count: None)
+    assert command.main(["flow", "--quick", "--out", str(tmp_path)]) == 1  # for want of rows
+    assert asked == ["optical_flow", "camera_motion"]
+    assert ".250" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["facts"] == facts
+
+
 @pytest.mark.parametrize("wrong", [["nonsense"], ["--threads", "0"], ["--device", "tpu"]])
 def test_command_names_what_is_wrong(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -281,7 +297,9 @@ def test_command_names_what_is_wrong(wrong: list[str], capsys: pytest.CaptureFix
     assert wrong[-1] in capsys.readouterr().err
 
 
-def result_file(folder: Path, name: str, rows: list[Row], **meta: Any) -> None:
+def result_file(
+    folder: Path, name: str, rows: list[Row], facts: dict[str, Any] | None = None, **meta: Any
+) -> None:
     base = {
         "date": "2024-01-01T00:00:00+00:00",
         "commit": "0123456789abcdef",
@@ -293,7 +311,7 @@ def result_file(folder: Path, name: str, rows: list[Row], **meta: Any) -> None:
         "quick": False,
     }
     run = {"schema": 1, "meta": {**base, **meta}, "rows": [row.as_dict() for row in rows]}
-    (folder / name).write_text(json.dumps(run))
+    (folder / name).write_text(json.dumps(run if facts is None else {**run, "facts": facts}))
 
 
 def timed(operation: str, floor: str, passed: bool = True, ms: float = 2.0) -> Row:
@@ -311,6 +329,8 @@ BLANK = """# Title
 <!-- speed:end -->
 text
 <!-- support:begin --><!-- support:end -->
+<!-- accuracy:begin -->old<!-- accuracy:end -->
+<!-- solver:begin -->older<!-- solver:end -->
 """
 
 
@@ -384,6 +404,22 @@ def test_newest_result_counts(tmp_path: Path) -> None:
     assert found["hog", "A Processor"]["ours_ms"]["median"] == 5.0
     assert not found["hof", "A Processor"]["passed"]
     assert found["hof", "Another"]["passed"]
+
+
+def test_readme_shows_the_newest_facts(tmp_path: Path) -> None:
+    """What no run has stays; a later run without facts takes none away."""
+
+    def table(error: float) -> dict[str, Any]:
+        return {"accuracy": [{"of": "ours", "floor": "cpu", "error_px": {"Venus": error}}]}
+
+    result_file(tmp_path, "a.json", [], facts=table(0.25))
+    result_file(tmp_path, "b.json", [], facts=table(0.5), date="2024-02-01T00:00:00+00:00")
+    result_file(tmp_path, "c.json", [], date="2024-03-01T00:00:00+00:00")
+    made = readme.render(BLANK, tmp_path)
+    assert "| ours | .500 |" in made
+    assert "b.json" in made
+    assert ".250" not in made
+    assert "<!-- solver:begin -->older<!-- solver:end -->" in made
 
 
 def test_other_schemas_are_refused(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ MME_FN float inverse(float a) {
   return 1.f / a;
 #endif
 }
+MME_FN float rough_inverse(float a) { return inverse(a); }
 
 // The data term: rho / |g| = c + nx u + ny v (+ nz w, the illumination), which may change the flow
 // by at most `limit` = lambda theta |g| along n = g / |g|.
@@ -121,6 +122,15 @@ template <class T>
 MME_FN T dual_divisor(T ux, T uy, T step, T one, T tiny) {
   const T square = madd(uy, uy, madd(ux, ux, tiny));
   return madd(square * inverse_root(square), step, one);
+}
+
+// Its inverse, 1 / (1 + n) as 1 - n / (1 + n): where the flow is flat, n is nearly zero, so that an
+// inverse of 12 bits is enough. It changes by that little the length at which p is cut off.
+template <class T>
+MME_FN T dual_factor(T ux, T uy, T step, T one, T tiny) {
+  const T square = madd(uy, uy, madd(ux, ux, tiny));
+  const T n = square * inverse_root(square) * step;
+  return nmadd(n, rough_inverse(one + n), one);
 }
 
 // The data term's planes; nz is the illumination's, which only gamma > 0 has.

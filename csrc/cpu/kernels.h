@@ -30,6 +30,14 @@ struct CellStrides {
   long image, channel, bin, row, column;
 };
 
+// Where TV-L1 spends its time, ns of CPU summed over pairs, and the pixel-iterations done then;
+// counted while `on`. Of a pair that threads share, its caller's part.
+struct FlowTimes {
+  bool on;
+  int64_t work, whole, warps, medians, iterations;
+};
+extern FlowTimes flow_times;  // in module.cpp
+
 struct Kernels {
   const char* name;
   void (*tracks)(const float* flow, const float* seeds, const int32_t* starts, const int32_t* steps,

@@ -13,6 +13,8 @@
 namespace py = pybind11;
 using namespace mme;
 
+FlowTimes mme::flow_times{};
+
 namespace {
 
 struct Variant {
@@ -134,6 +136,20 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "use_isa", [](const std::string& name) { active() = choose(name); },
       "Switch the instruction set, as MME_CPU_ISA does at start; '' for the best.");
+  m.def(
+      "flow_times",
+      [](bool on) {
+        const FlowTimes t = flow_times;
+        flow_times = {on, 0, 0, 0, 0, 0};
+        py::dict found;
+        found["work"] = t.work, found["whole"] = t.whole, found["warps"] = t.warps;
+        found["medians"] = t.medians, found["iterations"] = t.iterations;
+        return found;
+      },
+      py::arg("on"),
+      "TV-L1's pixel-iterations, and the ns of CPU time in all of it, in warps (with the texture "
+      "they\n"
+      "read), in medians and in iterations, since the last call; then count anew, or stop.");
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Variant& variant : variants()) names.push_back(variant.name);

@@ -2,12 +2,33 @@
 // waves of iterations. Threads share pairs out; when there are fewer pairs than threads, they share
 // the rows and iterations of each.
 #include <cstdlib>
+#include <ctime>
 
 #include "tvl1_images.h"
 
 namespace mme {
 namespace MME_ISA {
 namespace {
+
+// Adds the time it lives to a field of flow_times; costs a comparison when these are off.
+class Timed {
+ public:
+  explicit Timed(int64_t* to) : to_(flow_times.on ? to : nullptr), begin_(to_ ? now() : 0) {}
+  ~Timed() {
+    if (to_) __atomic_fetch_add(to_, now() - begin_, __ATOMIC_RELAXED);
+  }
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  static int64_t now() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+  }
+  int64_t* const to_;
+  const int64_t begin_;
+};
 
 struct Pyramid : LevelSizes {
   long offset[kMaxLevels + 1];  // of a level's plane
@@ -81,19 +102,21 @@ class Solver {
   template <bool kGamma>
   long level(const Field<kGamma>& f, int s) {
     const Texture texture{m_.texture, f.width, f.height};
-    texture.fill(m_.second + p_.offset[s], team_);
+    {
+      const Timed timed(&flow_times.warps);
+      texture.fill(m_.second + p_.offset[s], team_);
+    }
     const Steps steps{o_.tau, o_.tau / o_.theta};
     long work = 0;
     for (int warp = 0; warp < o_.warps; ++warp) {
-      parallel_for(f.height, 16, team_, [&](long first, long last) {
-        const Flush flush;
-        for (long y = first; y < last; ++y) {
-          warp_row<kGamma>(f, static_cast<int>(y), m_.first + p_.offset[s], texture, o_);
-        }
-      });
+      linearise(f, m_.first + p_.offset[s], texture);
       Stop stop(o_, f.width, f.height);
       for (int outer = 0; outer < o_.outer && stop.moving; ++outer) {
-        if (o_.median > 1) median_flow(f, o_.median, m_.copy, team_);
+        if (o_.median > 1) {
+          const Timed timed(&flow_times.medians);
+          median_flow(f, o_.median, m_.copy, team_);
+        }
+        const Timed timed(&flow_times.iterations);
         for (int inner = 0; inner < o_.inner && stop.moving;) {
           const int count = stop.wave(outer, inner, o_.inner);
           stop.test(iterate<kGamma>(f, count, steps, m_.row_errors, team_), count);
@@ -103,6 +126,17 @@ class Solver {
       }
     }
     return work;
+  }
+
+  template <bool kGamma>
+  void linearise(const Field<kGamma>& f, const float* first_image, const Texture& texture) {
+    const Timed timed(&flow_times.warps);
+    parallel_for(f.height, 16, team_, [&](long first, long last) {
+      const Flush flush;
+      for (long y = first; y < last; ++y) {
+        warp_row<kGamma>(f, static_cast<int>(y), first_image, texture, o_);
+      }
+    });
   }
 
   // Zero dual variables; flow from the level above, from `initial`, or zero.
@@ -164,6 +198,7 @@ bool flow(const void* frames, bool is_u8, long channels, long height, long width
       }
       long i;
       while ((i = __atomic_fetch_add(&next, 1L, __ATOMIC_RELAXED)) < count) {
+        const Timed timed(&flow_times.whole);
         for (int k = 0; k < 2; ++k) {
           const long at = pairs[2 * i + k] * channels * area;
           float* plane = k ? memory.second : memory.first;
@@ -177,6 +212,7 @@ bool flow(const void* frames, bool is_u8, long channels, long height, long width
         const float* start = initial ? initial + 2 * area * i : nullptr;
         float* to = out + 2 * area * i;
         work[i] = gamma ? solver.solve<true>(start, to) : solver.solve<false>(start, to);
+        if (flow_times.on) __atomic_fetch_add(&flow_times.work, work[i], __ATOMIC_RELAXED);
       }
     }
   });

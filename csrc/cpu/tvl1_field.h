@@ -27,6 +27,10 @@ constexpr int kPlanes = kGamma ? 6 : 4;
 template <bool kGamma>
 constexpr int kBlocked = kGamma ? 8 : 6;
 
+// Whether two iterations go together: it needs more than 16 registers.
+template <bool kGamma>
+constexpr bool kPairs = !kGamma && kLanes == 16;
+
 constexpr int kMargin = 16;  // zeros before each row of a plane, and room behind its end
 
 // A row is one piece of memory: its planes, then its blocks.
@@ -60,6 +64,11 @@ struct Steps {
 // read, because another step has updated it.
 enum FlowOf { kNone, kUpdated, kRead };
 
+// A component's dual variables around a pixel: its own, and those that its divergence subtracts.
+struct Duals {
+  Wide x, left, y, up;
+};
+
 // One component of the flow at row y and of its dual variables at row y - 1.
 template <bool kGamma, FlowOf kFlow>
 struct Component {
@@ -74,108 +83,197 @@ struct Component {
         qx_up(f.row(y - 1, dual)),
         qy(blocked * kLanes) {}
 
-  MME_WIDE Wide primal(int x, const float* block, const float* block_up, Wide v) const {
-    const Wide next =
-        primal_step(v, load(qx + x), load(qx + x - 1), load(block + qy), load(block_up + qy));
+  MME_WIDE Duals duals(long x, const float* block, const float* block_up) const {
+    return {load(qx + x), load(qx + x - 1), load(block + qy), load(block_up + qy)};
+  }
+  MME_WIDE Wide primal(long x, const Duals& q, Wide v) const {
+    const Wide next = primal_step(v, q.x, q.left, q.y, q.up);
     store(u + x, next);
     return next;
   }
   // Gradient of the row above, given the row below it.
-  MME_WIDE void gradient(int x, Wide below, Wide* ux, Wide* uy) const {
-    const Wide here = load(u_up + x);
+  MME_WIDE void gradient(long x, Wide below, Wide* ux, Wide* uy) const {
+    const Wide here = once(load(u_up + x));
     *ux = load(u_up + x + 1) - here;
     *uy = kFlow != kNone ? below - here : wide(0.f);
   }
-  MME_WIDE void dual(int x, float* block_up, Wide ux, Wide uy, Wide step, Wide factor) const {
-    store(qx_up + x, madd(step, ux, load(qx_up + x)) * factor);
-    store(block_up + qy, madd(step, uy, load(block_up + qy)) * factor);
+  MME_WIDE void dual(long x, float* block_up, Wide ux, Wide uy, Wide step, Wide factor,
+                     Duals* made) const {
+    const Wide before = made->x;
+    made->x = madd(step, ux, load(qx_up + x)) * factor;
+    made->left = shifted(before, made->x);
+    made->y = madd(step, uy, load(block_up + qy)) * factor;
+    store(qx_up + x, made->x);
+    store(block_up + qy, made->y);
   }
 };
 
 // Row y of one iteration: flow of y (kFlow: unless y is past the end), dual variables of y - 1
-// (kDual: unless y is 0). With kError the sum of squared updates of the flow is returned.
+// (kDual: unless y is 0). With kError the squared updates of the flow are summed.
 //
 // A vector goes through three stages, of which each has some 30 cycles of latency: the flow, the
-// gradient with its length, the dual variables. They are worked on three vectors at a time, so that
-// no stage waits for another: in one go, the scheduler would fill up with what waits.
+// gradient with its length, the dual variables. Whoever calls them works them on three vectors at a
+// time, so that no stage waits for another: in one go, the scheduler would fill up with what waits.
 template <bool kGamma, bool kError, FlowOf kFlow, bool kDual>
-double step_row(const Field<kGamma>& f, int y, Steps steps) {
+struct RowStep {
   using Part = Component<kGamma, kFlow>;
-  const Part cu(f, y, kU, kQux, kQuy), cv(f, y, kV, kQvx, kQvy);
-  const Part cw(f, y, kGamma ? kW : kU, kGamma ? kQwx : kQux, kGamma ? kQwy : kQuy);
-  constexpr int kBlock = Field<kGamma>::kBlock;
-  const float* block = f.blocks(kFlow != kNone ? y : 0);
-  float* block_up = f.blocks(y - 1);  // both of the vector whose flow is next
-  const Wide tau = wide(steps.dual), slope = wide(steps.slope), one = wide(1.f);
-  const Wide tiny = wide(kTinySquare);
-  Wide total = wide(0.f);
+  const Part cu, cv, cw;
+  const float* block;
+  float* block_up;
+  const long width;
+  const Wide tau, slope, one, tiny;
+  Wide total;
+  Wide u, v, w;                          // between the first stage and the second
+  Wide ux, uy, vx, vy, wx, wy, a, b, c;  // between the second and the third
+  Duals made_u, made_v;                  // what the third has made
 
-  Wide u = one, v = one, w = one;  // between the first stage and the second
-  const auto flow = [&](int x) {
+  MME_WIDE RowStep(const Field<kGamma>& f, int y, Steps steps)
+      : cu(f, y, kU, kQux, kQuy),
+        cv(f, y, kV, kQvx, kQvy),
+        cw(f, y, kGamma ? kW : kU, kGamma ? kQwx : kQux, kGamma ? kQwy : kQuy),
+        block(f.blocks(kFlow != kNone ? y : 0)),
+        block_up(f.blocks(y - 1)),
+        width(f.width),
+        tau(wide(steps.dual)),
+        slope(wide(steps.slope)),
+        one(wide(1.f)),
+        tiny(wide(kTinySquare)),
+        total(wide(0.f)) {
+    u = v = w = ux = uy = vx = vy = wx = wy = a = b = c = one;
+    made_u.x = made_v.x = total;
+  }
+  // Floats from a row's first block to that of x.
+  MME_WIDE static long at(long x) { return x * kBlocked<kGamma>; }
+
+  MME_WIDE void flow(long x) {
     if (kFlow == kNone) return;
     if (kFlow == kRead) {
       u = load(cu.u + x), v = load(cv.u + x);
       if (kGamma) w = load(cw.u + x);
       return;
     }
-    const Wide u0 = load(cu.u + x), v0 = load(cv.u + x), w0 = kGamma ? load(cw.u + x) : one;
-    const Wide nx = load(block + kNx * kLanes), ny = load(block + kNy * kLanes);
-    Wide residual = madd(ny, v0, madd(nx, u0, load(block + kC * kLanes)));
-    if (kGamma) residual = madd(load(block + kNz * kLanes), w0, residual);
-    const Wide move = data_step(residual, load(block + kLimit * kLanes));
-    u = cu.primal(x, block, block_up, nmadd(move, nx, u0));
-    v = cv.primal(x, block, block_up, nmadd(move, ny, v0));
-    if (kGamma) w = cw.primal(x, block, block_up, nmadd(move, load(block + kNz * kLanes), w0));
+    const float *here = block + at(x), *up = block_up + at(x);
+    flow(x, [&] { return cu.duals(x, here, up); }, [&] { return cv.duals(x, here, up); });
+  }
+  // The same with dual variables that calls give: not before they are used, for want of registers.
+  template <class U, class V>
+  MME_WIDE void flow(long x, const U& qu, const V& qv) {
+    const float *here = block + at(x), *up = block_up + at(x);
+    const Wide u0 = once(load(cu.u + x)), v0 = once(load(cv.u + x)),
+               w0 = kGamma ? load(cw.u + x) : one;
+    const Wide nx = once(load(here + kNx * kLanes)), ny = once(load(here + kNy * kLanes));
+    Wide residual = madd(ny, v0, madd(nx, u0, load(here + kC * kLanes)));
+    if (kGamma) residual = madd(load(here + kNz * kLanes), w0, residual);
+    const Wide move = data_step(residual, load(here + kLimit * kLanes));
+    u = cu.primal(x, qu(), nmadd(move, nx, u0));
+    v = cv.primal(x, qv(), nmadd(move, ny, v0));
+    if (kGamma) {
+      w = cw.primal(x, cw.duals(x, here, up), nmadd(move, load(here + kNz * kLanes), w0));
+    }
     if (kError) {
       const Wide du = u - u0, dv = v - v0;
       Wide square = madd(dv, dv, du * du);
       if (kGamma) square = madd(w - w0, w - w0, square);
-      if (x + kLanes > f.width) square = first_lanes(square, f.width - x);
+      if (x + kLanes > width) square = first_lanes(square, static_cast<int>(width - x));
       total = total + square;
     }
-  };
-  Wide ux = one, uy = one, vx = one, vy = one, wx = one, wy = one;  // between second and third
-  Wide a = one, b = one, c = one;
-  const auto gradient = [&](int x) {
+  }
+  MME_WIDE void gradient(long x) {
     if (!kDual) return;
     cu.gradient(x, u, &ux, &uy);
     cv.gradient(x, v, &vx, &vy);
-    a = dual_divisor(ux, uy, slope, one, tiny);
-    b = dual_divisor(vx, vy, slope, one, tiny);
+    a = dual_factor(ux, uy, slope, one, tiny);
+    b = dual_factor(vx, vy, slope, one, tiny);
     if (kGamma) {
       cw.gradient(x, w, &wx, &wy);
-      c = dual_divisor(wx, wy, slope, one, tiny);
+      c = dual_factor(wx, wy, slope, one, tiny);
     }
-  };
-  const auto dual = [&](int x, float* up) {
+  }
+  MME_WIDE void dual(long x) {
     if (!kDual) return;
-    const Wide both = inverse(a * b);  // one for two
-    cu.dual(x, up, ux, uy, tau, both * b);
-    cv.dual(x, up, vx, vy, tau, both * a);
-    if (kGamma) cw.dual(x, up, wx, wy, tau, inverse(c));
-  };
-
-  const int last = (f.width - 1) / kLanes * kLanes;
-  flow(0);
-  if (last > 0) {
-    block += kBlock, block_up += kBlock;
-    gradient(0);
-    flow(kLanes);
-    for (int x = 2 * kLanes; x <= last; x += kLanes) {
-      block += kBlock, block_up += kBlock;
-      dual(x - 2 * kLanes, block_up - 2 * kBlock);
-      gradient(x - kLanes);
-      flow(x);
+    float* up = block_up + at(x);
+    cu.dual(x, up, ux, uy, tau, a, &made_u);
+    cv.dual(x, up, vx, vy, tau, b, &made_v);
+    Duals unused;
+    unused.x = one;
+    if (kGamma) cw.dual(x, up, wx, wy, tau, c, &unused);
+  }
+  MME_WIDE void end() const {
+    if (kFlow == kUpdated) {  // no gradient across the right border
+      cu.u[width] = cu.u[width - 1], cv.u[width] = cv.u[width - 1];
+      if (kGamma) cw.u[width] = cw.u[width - 1];
     }
-    dual(last - kLanes, block_up - kBlock);
   }
-  gradient(last);
-  dual(last, block_up);
-  if (kFlow == kUpdated) {  // no gradient across the right border
-    cu.u[f.width] = cu.u[f.width - 1], cv.u[f.width] = cv.u[f.width - 1];
-    if (kGamma) cw.u[f.width] = cw.u[f.width - 1];
+};
+
+// One row of one iteration. Returns the sum of squared updates, with kError.
+template <bool kGamma, bool kError, FlowOf kFlow, bool kDual>
+double step_row(const Field<kGamma>& f, int y, Steps steps) {
+  RowStep<kGamma, kError, kFlow, kDual> row(f, y, steps);
+  const long last = (f.width - 1) / kLanes * kLanes;
+  row.flow(0);
+  if (last > 0) {
+    row.gradient(0);
+    row.flow(kLanes);
+    for (long x = 2 * kLanes; x <= last; x += kLanes) {
+      row.dual(x - 2 * kLanes);
+      row.gradient(x - kLanes);
+      row.flow(x);
+    }
+    row.dual(last - kLanes);
   }
-  return kError ? sum(total) : 0;
+  row.gradient(last);
+  row.dual(last);
+  row.end();
+  return kError ? sum(row.total) : 0;
+}
+
+// Row y of one iteration and row y - 1 of the next, which takes the dual variables of y - 1 from
+// the registers that they were made in: a third of the loads go. Five stages of five vectors.
+// Returns the sum for the second one, with kError.
+template <bool kError>
+double step_pair(const Field<false>& f, int y, Steps steps) {
+  RowStep<false, false, kUpdated, true> row(f, y, steps);
+  RowStep<false, kError, kUpdated, true> next(f, y - 1, steps);
+  const long end = (f.width + kLanes - 1) / kLanes * kLanes, delay = 4 * kLanes;
+  Wide before_u = wide(0.f), before_v = wide(0.f);  // dual variables of the vector before
+  const auto turn = [&](long x, bool whole) __attribute__((always_inline)) {
+    const auto has = [&](int stage) __attribute__((always_inline)) {
+      return whole || (x >= stage * kLanes && x - stage * kLanes < end);
+    };
+    if (has(4)) next.dual(x - 4 * kLanes);
+    if (has(3)) next.gradient(x - 3 * kLanes);
+    if (has(2)) {
+      const long at = x - 2 * kLanes;
+      row.dual(at);
+      const float* up = next.block_up + next.at(at);
+      const auto made = [&](const Duals& q, int qy) __attribute__((always_inline)) {
+        return Duals{q.x, q.left, q.y, load(up + qy)};
+      };
+      next.flow(
+          at, [&] { return made(row.made_u, next.cu.qy); },
+          [&] { return made(row.made_v, next.cv.qy); });
+    }
+    if (has(1)) row.gradient(x - kLanes);
+    if (has(0)) {
+      const float *here = row.block + row.at(x), *up = row.block_up + row.at(x);
+      const auto read = [&](const float* qx, int qy, Wide* before) __attribute__((always_inline)) {
+        const Wide left = *before;
+        *before = load(qx + x);
+        return Duals{*before, shifted(left, *before), load(here + qy), load(up + qy)};
+      };
+      row.flow(
+          x, [&] { return read(row.cu.qx, row.cu.qy, &before_u); },
+          [&] { return read(row.cv.qx, row.cv.qy, &before_v); });
+    }
+  };
+  long x = 0;
+  for (; x < delay; x += kLanes) turn(x, false);
+  for (; x < end; x += kLanes) turn(x, true);
+  for (; x < end + delay; x += kLanes) turn(x, false);
+  row.end();
+  next.end();
+  return kError ? sum(next.total) : 0;
 }
 
 template <bool kGamma, bool kError>
@@ -209,6 +307,19 @@ double iterate(const Field<kGamma>& f, int count, Steps steps, double* row_error
       step_row<kGamma, false, kUpdated, false>(f, y, steps);
     }
   };
+  // Whether row y of iteration j and row y - 1 of the next are whole steps, both in the band.
+  const auto pairs = [&](int y, int j, int start, int end) {
+    return kPairs<kGamma> && j + 1 < count && y < f.height && y - 1 > start + 1 && y <= end - 1;
+  };
+  const auto pair = [&](int y, int j) {
+    if constexpr (kPairs<kGamma>) {
+      if (j + 1 == count - 1) {
+        row_errors[y - 1] = step_pair<true>(f, y, steps);
+      } else {
+        step_pair<false>(f, y, steps);
+      }
+    }
+  };
   parallel_for(team, 1, team, [&](long first, long last) {
     const Flush flush;
     for (long b = first; b < last; ++b) {
@@ -220,6 +331,9 @@ double iterate(const Field<kGamma>& f, int count, Steps steps, double* row_error
           if (y < start || y >= end) continue;
           if (b > 0 && y == start) {
             begin(y, j);
+          } else if (pairs(y, j, start, end)) {
+            pair(y, j);
+            ++j;
           } else {
             step(y, j);
           }

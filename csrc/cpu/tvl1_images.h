@@ -38,24 +38,45 @@ void resize(const float* in, int width, int height, float* out, int out_width, i
     for (int x = 0; x < width; ++x) row[x] = (a[x] + t * (b[x] - a[x])) * scale;
     row[width] = row[width - 1];
     float* to = out + y * out_stride;
-    for (int x = 0; x < out_width; ++x) {
+    int x = 0;
+#if defined(__AVX512F__)
+    // As long as the pixels of a vector lie within two.
+    for (; x + kLanes <= out_width && left[x + kLanes - 1] - left[x] < 2 * kLanes - 1;
+         x += kLanes) {
+      const float* pixel = row + left[x];
+      const Wide a = load(pixel), b = load(pixel + kLanes);
+      const __m512i at = _mm512_sub_epi32(_mm512_loadu_si512(left + x), _mm512_set1_epi32(left[x]));
+      const Wide one = _mm512_permutex2var_ps(a, at, b);
+      const Wide two = _mm512_permutex2var_ps(a, _mm512_add_epi32(at, _mm512_set1_epi32(1)), b);
+      store(to + x, one + load(part + x) * (two - one));
+    }
+#endif
+    for (; x < out_width; ++x) {
       const float* pixel = row + left[x];
       to[x] = pixel[0] + part[x] * (pixel[1] - pixel[0]);
     }
   }
 }
 
-// The second image of a level with its gradient, four floats a pixel (I, Ix, Iy, 0), continued by
-// what lies at the border: four taps then need one piece of memory.
+// The second image of a level with its gradient (I, Ix, Iy), continued by what lies at the border.
+// Four floats a pixel, so that the taps of one pixel are one piece of memory; with AVX-512 three
+// planes, of which vectors are permuted.
 struct Texture {
   static constexpr int kBefore = 3, kAfter = 4;
+  static constexpr bool kPlanes = kLanes == 16;
+  static constexpr int kPixel = kPlanes ? 1 : 4;  // floats from one pixel to the next
+  static constexpr int kSide = 16;                // floats before a plane, which vectors may read
   float* data;
   int width, height;
 
   static long floats(int width, int height) {
-    return 4L * (width + kBefore + kAfter) * (height + kBefore + kAfter) + kSlack;
+    return 4L * (width + kBefore + kAfter) * (height + kBefore + kAfter) + kSide + 2 * kSlack;
   }
   int stride() const { return width + kBefore + kAfter; }
+  // From a pixel's level to its gradient.
+  long plane() const {
+    return kPlanes ? static_cast<long>(stride()) * (height + kBefore + kAfter) : 1;
+  }
 
   void fill(const float* image, int team) const {
     parallel_for(height + kBefore + kAfter, 32, team, [&](long first, long last) {
@@ -67,72 +88,95 @@ struct Texture {
     const float* row = image + static_cast<long>(y) * width;
     const float* up = image + static_cast<long>(replicate(y - 1, height)) * width;
     const float* down = image + static_cast<long>(replicate(y + 1, height)) * width;
-    float* out = data + 4L * padded_y * stride();
-    const auto put = [&](float* to, int x, int left, int right) {
-      to[0] = row[x], to[1] = 0.5f * (row[right] - row[left]), to[2] = 0.5f * (down[x] - up[x]);
-      to[3] = 0.f;
+    float* out = data + kSide + static_cast<long>(kPixel) * padded_y * stride();
+    const long next = plane();
+    const auto put = [&](long at, int x, int left, int right) {
+      float* to = out + kPixel * at;
+      to[0] = row[x], to[next] = 0.5f * (row[right] - row[left]);
+      to[2 * next] = 0.5f * (down[x] - up[x]);
+      if (!kPlanes) to[3] = 0.f;
     };
-    const auto at_border = [&](int x) {
-      put(out + 4 * (x + kBefore), replicate(x, width), replicate(replicate(x, width) - 1, width),
-          replicate(replicate(x, width) + 1, width));
+    const auto at_border = [&](int at) {
+      const int x = replicate(at, width);
+      put(at + kBefore, x, replicate(x - 1, width), replicate(x + 1, width));
     };
-    for (int x = -kBefore; x < 1; ++x) at_border(x);
-    for (int x = 1; x < width - 1; ++x) put(out + 4 * (x + kBefore), x, x - 1, x + 1);
-    for (int x = width - 1; x < width + kAfter; ++x) at_border(x);
+    for (int at = -kBefore; at < 1; ++at) at_border(at);
+    long x = 1;
+    for (; kPlanes && x + kLanes < width; x += kLanes) {
+      float* to = out + x + kBefore;
+      store(to, load(row + x));
+      store(to + next, wide(0.5f) * (load(row + x + 1) - load(row + x - 1)));
+      store(to + 2 * next, wide(0.5f) * (load(down + x) - load(up + x)));
+    }
+    for (; x < width - 1; ++x) {
+      put(x + kBefore, static_cast<int>(x), static_cast<int>(x) - 1, static_cast<int>(x) + 1);
+    }
+    for (int at = width - 1; at < width + kAfter; ++at) at_border(at);
   }
 };
 
-// Samples of (I, Ix, Iy) at kLanes positions: `offset` of the first tap in pixels, weights by tap.
-MME_WIDE void sample(const Texture& image, const int* offset, const Wide wx[4], const Wide wy[4],
-                     Wide* level, Wide* gx, Wide* gy) {
-  const long stride = 4L * image.stride();
-  alignas(64) float down[4][kLanes];
-  for (int r = 0; r < 4; ++r) store(down[r], wy[r]);
+// Samples of (I, Ix, Iy) at kLanes positions: place of the first tap in the texture, weights by
+// tap.
+MME_WIDE void sample(const Texture& image, WideInt x, WideInt y, const Wide wx[4], const Wide wy[4],
+                     Wide samples[3]) {
+  const long stride = image.stride();
 #if defined(__AVX512F__)
-  // One pixel's four taps of a row are one vector. Pixel 4 q + g lands in quarter q of result g, as
-  // do its weights when four vectors of them are transposed.
-  const auto transpose = [](const __m512 in[4], __m512 out[4]) {
-    const __m512 a = _mm512_unpacklo_ps(in[0], in[1]), b = _mm512_unpacklo_ps(in[2], in[3]);
-    const __m512 c = _mm512_unpackhi_ps(in[0], in[1]), d = _mm512_unpackhi_ps(in[2], in[3]);
-    out[0] = _mm512_shuffle_ps(a, b, 0x44), out[1] = _mm512_shuffle_ps(a, b, 0xee);
-    out[2] = _mm512_shuffle_ps(c, d, 0x44), out[3] = _mm512_shuffle_ps(c, d, 0xee);
-  };
-  __m512 across[4], r[4], planes[4];
-  transpose(wx, across);
-  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const auto pixel = [&](int q, int g) {
-    const int i = 4 * q + g;
-    const float* from = image.data + 4L * offset[i];
-    __m512 all = _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(down[0][i]));
-    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + stride), _mm512_set1_ps(down[1][i]), all);
-    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 2 * stride), _mm512_set1_ps(down[2][i]), all);
-    all = _mm512_fmadd_ps(_mm512_loadu_ps(from + 3 * stride), _mm512_set1_ps(down[3][i]), all);
-    const __m512i weight = _mm512_add_epi32(spread, _mm512_set1_epi32(4 * q));
-    return _mm512_mul_ps(all, _mm512_permutexvar_ps(weight, across[g]));
-  };
-  const auto halves = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  };
-  for (int g = 0; g < 4; ++g) {
-    const __m512 a = halves(pixel(0, g), pixel(1, g)), b = halves(pixel(2, g), pixel(3, g));
-    r[g] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  // Neighbours mostly read neighbours: a pass takes every lane that reads from the same 32 pixels
+  // of five rows as the first lane that is left, and permutes them. So there is one pass as a rule,
+  // and 16 at worst.
+  constexpr int kBack = 6;  // pixels of them before the first lane's
+  const __m512i px = (__m512i)x, py = (__m512i)y;
+  alignas(64) int xs[kLanes], ys[kLanes];
+  _mm512_store_si512(xs, px), _mm512_store_si512(ys, py);
+  for (int k = 0; k < 3; ++k) samples[k] = wide(0.f);
+  for (unsigned left = 0xffff; left != 0;) {
+    const int lane = __builtin_ctz(left), base = xs[lane] - kBack;
+    const __m512i at = _mm512_sub_epi32(px, _mm512_set1_epi32(base));
+    const __mmask16 near =
+        _mm512_mask_cmple_epu32_mask(static_cast<__mmask16>(left), at, _mm512_set1_epi32(32 - 4));
+    const __mmask16 above = _mm512_mask_cmpeq_epi32_mask(near, py, _mm512_set1_epi32(ys[lane] - 1));
+    const int top = ys[lane] - (above != 0);
+    const __mmask16 upper = _mm512_mask_cmpeq_epi32_mask(near, py, _mm512_set1_epi32(top));
+    const __mmask16 lower = _mm512_mask_cmpeq_epi32_mask(near, py, _mm512_set1_epi32(top + 1));
+    const __mmask16 taken = upper | lower;
+    const __m512i one = _mm512_set1_epi32(1), at1 = _mm512_add_epi32(at, one);
+    const __m512i at2 = _mm512_add_epi32(at1, one), at3 = _mm512_add_epi32(at2, one);
+    const float* from = image.data + Texture::kSide + top * stride + base;
+    Wide found[3] = {wide(0.f), wide(0.f), wide(0.f)};
+    const auto row = [&](Wide weight) __attribute__((always_inline)) {
+      for (int k = 0; k < 3; ++k) {
+        const Wide a = load(from + k * image.plane()), b = load(from + k * image.plane() + kLanes);
+        Wide line = wx[0] * _mm512_permutex2var_ps(a, at, b);
+        line = madd(wx[1], _mm512_permutex2var_ps(a, at1, b), line);
+        line = madd(wx[2], _mm512_permutex2var_ps(a, at2, b), line);
+        line = madd(wx[3], _mm512_permutex2var_ps(a, at3, b), line);
+        found[k] = madd(weight, line, found[k]);
+      }
+      from += stride;
+    };
+    row(_mm512_maskz_mov_ps(upper, wy[0]));
+    for (int r = 1; r < 4; ++r) row(_mm512_mask_mov_ps(wy[r], lower, wy[r - 1]));
+    if (lower != 0) row(_mm512_maskz_mov_ps(lower, wy[3]));
+    for (int k = 0; k < 3; ++k) samples[k] = _mm512_mask_mov_ps(samples[k], taken, found[k]);
+    left &= ~static_cast<unsigned>(taken);
   }
-  transpose(r, planes);
-  *level = planes[0], *gx = planes[1], *gy = planes[2];
 #else
-  float across[4][kLanes], out[3][kLanes];
-  for (int k = 0; k < 4; ++k) store(across[k], wx[k]);
+  alignas(64) float across[4][kLanes], down[4][kLanes], out[3][kLanes];
+  alignas(64) int offset[kLanes];
+  const WideInt place = y * image.stride() + x;
+  __builtin_memcpy(offset, &place, sizeof offset);
+  for (int k = 0; k < 4; ++k) store(across[k], wx[k]), store(down[k], wy[k]);
   for (int i = 0; i < kLanes; ++i) {
-    const float* from = image.data + 4L * offset[i];
+    const float* from = image.data + Texture::kSide + 4L * offset[i];
     Four all = {0, 0, 0, 0};
-    for (int r = 0; r < 4; ++r, from += stride) {
+    for (int r = 0; r < 4; ++r, from += 4 * stride) {
       Four row = {0, 0, 0, 0};
       for (int k = 0; k < 4; ++k) row = madd4(load4(from + 4 * k), across[k][i], row);
       all = madd4(row, down[r][i], all);
     }
     for (int k = 0; k < 3; ++k) out[k][i] = all[k];
   }
-  *level = load(out[0]), *gx = load(out[1]), *gy = load(out[2]);
+  for (int k = 0; k < 3; ++k) samples[k] = load(out[k]);
 #endif
 }
 
@@ -153,7 +197,6 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
   const Wide bottom = wide(static_cast<float>(f.height + Texture::kAfter));
   const Wide last_x = wide(static_cast<float>(f.width - 1 + Texture::kBefore));
   const Wide last_y = wide(static_cast<float>(f.height - 1 + Texture::kBefore));
-  const int stride = second.stride();
   for (int x = 0; x < f.width; x += kLanes, block += Field<kGamma>::kBlock) {
     const Wide du = load(u + x), dv = load(v + x);
     // Positions in the texture: two pixels outside the frame all taps read its border.
@@ -161,14 +204,12 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
     const Wide at_y = wide(static_cast<float>(y + Texture::kBefore)) + dv;
     const Wide px = vmin(vmax(at_x, one), right), py = vmin(vmax(at_y, one), bottom);
     const WideInt ix = truncated(px), iy = truncated(py);
-    alignas(64) int offset[kLanes];
-    const WideInt place = (iy - 1) * stride + (ix - 1);
-    __builtin_memcpy(offset, &place, sizeof offset);
     Wide wx[4], wy[4];
     cubic_weights(px - to_float(ix), sharpness, one, wx);
     cubic_weights(py - to_float(iy), sharpness, one, wy);
-    Wide level, gx, gy;
-    sample(second, offset, wx, wy, &level, &gx, &gy);
+    Wide found[3];
+    sample(second, ix - 1, iy - 1, wx, wy, found);
+    const Wide level = found[0], gx = found[1], gy = found[2];
 
     auto term = data_term<kGamma>(level, gx, gy, load(level0 + x), du, dv, wide(pull), wide(gamma),
                                   one, half, wide(kTinyGradient));
@@ -199,23 +240,40 @@ void median_flow(const Field<kGamma>& f, int size, float* copy, int team) {
       to[-2] = to[-1] = to[0], to[f.width] = to[f.width + 1] = to[f.width - 1];
     }
   });
-  parallel_for(2L * f.height, 64, team, [&](long first, long last) {
-    for (long i = first; i < last; ++i) {
-      const int y = static_cast<int>(i / 2);
-      const float* row[5];
-      for (int k = 0; k < 5; ++k) {
-        row[k] = copy + (2L * replicate(y + k - 2, f.height) + i % 2) * stride + 2;
-      }
-      float* out = f.row(y, i % 2 ? kV : kU);
-      for (int x = 0; x < f.width; x += kLanes) {
-        if (size == 5) {
-          store(out + x, median25<Wide>([&](int k) { return load(row[k / 5] + x + k % 5 - 2); }));
-        } else {
-          const auto at = [&](int k) { return load(row[1 + k / 3] + x + k % 3 - 1); };
-          store(out + x, median9(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)));
+  const auto row = [&](long y, int which) {
+    return copy + (2L * replicate(static_cast<int>(y), f.height) + which) * stride + 2;
+  };
+  parallel_for(f.height, 32, team, [&](long first, long last) {
+    for (int which = 0; which < 2; ++which) {
+      const int plane = which ? kV : kU;
+      if (size == 5) {
+        for (long y = first; y < last; ++y) {
+          const float* rows[5];
+          for (int k = 0; k < 5; ++k) rows[k] = row(y + k - 2, which);
+          float* out = f.row(static_cast<int>(y), plane);
+          for (long x = 0; x < f.width; x += kLanes) {
+            store(out + x,
+                  median25<Wide>([&](int k) { return load(rows[k / 5] + x + k % 5 - 2); }));
+          }
+        }
+      } else {  // down the image, so that three values of a row are sorted once
+        const auto sorted = [&](long x, long y) {
+          const float* at = row(y, which) + x;
+          return sort3(load(at - 1), load(at), load(at + 1));
+        };
+        for (long x = 0; x < f.width; x += kLanes) {
+          Sorted3<Wide> above = sorted(x, first - 1), here = sorted(x, first);
+          for (long y = first; y < last; ++y) {
+            const Sorted3<Wide> below = sorted(x, y + 1);
+            store(f.row(static_cast<int>(y), plane) + x, median_of_sorted(above, here, below));
+            above = here, here = below;
+          }
         }
       }
-      out[f.width] = out[f.width - 1];
+      for (long y = first; y < last; ++y) {
+        float* out = f.row(static_cast<int>(y), plane);
+        out[f.width] = out[f.width - 1];
+      }
     }
   });
 }

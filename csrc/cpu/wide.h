@@ -24,11 +24,7 @@ MME_WIDE __m512 vmax(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 // The smaller of two sizes with the first one's sign: one instruction.
 MME_WIDE __m512 limited(__m512 a, __m512 limit) { return _mm512_range_ps(a, limit, 2); }
 MME_WIDE __m512 inverse_root(__m512 a) { return _mm512_rsqrt14_ps(a); }
-// 1 / a by 14 bits and a Newton step: quicker than the division, which holds others up.
-MME_WIDE __m512 inverse(__m512 a) {
-  const __m512 guess = _mm512_rcp14_ps(a);
-  return _mm512_fmadd_ps(guess, _mm512_fnmadd_ps(a, guess, _mm512_set1_ps(1.f)), guess);
-}
+MME_WIDE __m512 rough_inverse(__m512 a) { return _mm512_rcp14_ps(a); }
 #elif defined(__AVX2__)
 MME_WIDE __m256 madd(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 MME_WIDE __m256 nmadd(__m256 a, __m256 b, __m256 c) { return _mm256_fnmadd_ps(a, b, c); }
@@ -38,21 +34,14 @@ MME_WIDE __m256 limited(__m256 a, __m256 limit) {
   return vmax(vmin(a, limit), _mm256_xor_ps(limit, _mm256_set1_ps(-0.f)));
 }
 MME_WIDE __m256 inverse_root(__m256 a) { return _mm256_rsqrt_ps(a); }
-#ifdef ADIV
-MME_WIDE __m256 inverse(__m256 a) { return _mm256_set1_ps(1.f) / a; }
-#else
-MME_WIDE __m256 inverse(__m256 a) {
-  const __m256 guess = _mm256_rcp_ps(a);
-  return _mm256_fmadd_ps(guess, _mm256_fnmadd_ps(a, guess, _mm256_set1_ps(1.f)), guess);
-}
-#endif
+MME_WIDE __m256 rough_inverse(__m256 a) { return _mm256_rcp_ps(a); }
 #else
 MME_WIDE Four madd(Four a, Four b, Four c) { return a * b + c; }
 MME_WIDE Four nmadd(Four a, Four b, Four c) { return c - a * b; }
 MME_WIDE Four vmin(Four a, Four b) { return a < b ? a : b; }
 MME_WIDE Four vmax(Four a, Four b) { return a > b ? a : b; }
 MME_WIDE Four limited(Four a, Four limit) { return vmax(vmin(a, limit), -limit); }
-MME_WIDE Four inverse(Four a) { return 1.f / a; }
+MME_WIDE Four rough_inverse(Four a) { return 1.f / a; }
 MME_WIDE Four inverse_root(Four a) {
 #if defined(__SSE2__)
   return _mm_rsqrt_ps(a);
@@ -101,6 +90,24 @@ MME_WIDE Wide first_lanes(Wide a, int count) {
               count > 3 ? a[3] : 0};
 }
 #endif
+
+// `a`, read from memory once: left alone, gcc reads it again for each use, and the loads are what
+// the iterations wait for.
+MME_WIDE Wide once(Wide a) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(a));
+#endif
+  return a;
+}
+// The lanes of `a` moved up by one, and the last of `before` into the first.
+MME_WIDE Wide shifted(Wide before, Wide a) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_alignr_epi32((__m512i)a, (__m512i)before, 15);
+#else
+  (void)before;
+  return a;
+#endif
+}
 
 MME_WIDE double sum(Wide a) {
   float lane[kLanes];
