@@ -84,7 +84,7 @@ def _add_flow(parser: Any) -> None:
                         help="pairs of neighbouring frames (default: all to the end)")  # fmt: skip
     parser.add_argument("--short_side", type=typing.Optional[int], default=None, metavar="N",  # noqa: UP045
                         help="resize the short side to this, px (default: as it is)")  # fmt: skip
-    _add_constants(parser, ("flow", "camera_motion", "detector", "bound"))
+    _add_constants(parser, ("flow", "weights", "camera_motion", "detector", "bound"))
 
 
 def _add_constants(parser: Any, names: tuple[str, ...] = ()) -> None:
@@ -103,12 +103,13 @@ def _add_constants(parser: Any, names: tuple[str, ...] = ()) -> None:
             plain = ",".join(value) if isinstance(value, tuple) else json.dumps(value)
             plain = plain.strip('"')
             kind: Any = type(value) if isinstance(value, (int, float)) else str
+            names_of = {bool: "BOOL", str: "A,B,…" if value else "FILE"}
             choices = typing.get_args(hints[f.name]) if isinstance(value, str) else ()
             group.add_argument(
                 f"--{prefix}{f.name}",
                 type=typing.Optional[kind],  # noqa: UP045
                 default=None,
-                metavar="|".join(choices) or {bool: "BOOL", str: "A,B,…"}.get(kind, "N"),
+                metavar="|".join(choices) or names_of.get(kind, "N"),
                 help=f"{docs[f.name]} (paper: {plain})".replace("%", "%%"),
             )
 

@@ -11,7 +11,7 @@ from .settings import Config, ConfigError, number
 
 __all__ = ["ConfigError", "SurfConfig", "TargetConfig", "Tvl1Config"]
 
-FlowMethod = Literal["tvl1", "farneback", "dis"]
+FlowMethod = Literal["tvl1", "farneback", "dis", "raft"]
 Detector = Literal["surf", "sift", "orb", "corners"]
 TargetName = Literal["trajectory", "position", "shape", "pixel", "hog", "flow", "hof", "mbh"]
 
@@ -36,7 +36,10 @@ class TargetConfig(Config):
     seeds mapped into it and displacements scaled back (Appendix B)."""
 
     flow: FlowMethod = "tvl1"
-    """Optical flow method (Appendix A): TV-L1 is the most accurate, DIS by far the fastest."""
+    """Optical flow method (Appendix A): the paper's TV-L1; DIS is by far the fastest; RAFT needs
+    `weights`."""
+    weights: str = ""
+    """File of RAFT's weights, read when `flow` is "raft"."""
     tvl1: Tvl1Config = field(default_factory=Tvl1Config)
     """Parameters of TV-L1, read when `flow` is "tvl1"."""
     camera_motion: bool = True

@@ -163,6 +163,7 @@ class VideoJob:
             "pairs": [(place[a], place[b]) for a, b in wanted],
             "bound": config.bound,
             "config": config.tvl1,
+            "weights": config.weights or None,
             "progress": progress,
         }
         if not config.camera_motion:

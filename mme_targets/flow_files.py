@@ -97,6 +97,7 @@ class FlowJob:
             "method": config.flow,
             "bound": config.bound,
             "config": config.tvl1,
+            "weights": config.weights or None,
         }
         for clip in iter_clips(self.path, plans, short_side=self.short_side):
             raw = homographies = None

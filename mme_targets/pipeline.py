@@ -138,6 +138,7 @@ class MotionTargets(nn.Module):
             "pairs": self.plan.pairs,
             "bound": config.bound,
             "config": config.tvl1,
+            "weights": config.weights or None,
             "detector": config.detector,
             "progress": progress,
         }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from mme_targets.backends.batched import camera_motion as batched
 from mme_targets.backends.reference import camera_motion as reference
 from mme_targets.config import SurfConfig, Tvl1Config
 from mme_targets.ops.camera_motion import CameraMotion, camera_motion, flow_and_camera
@@ -131,22 +130,6 @@ def test_large_motion_is_seen_by_interest_points(rng: np.random.Generator) -> No
     assert np.array_equal(narrow.homographies[0], np.eye(3))
 
 
-def test_graffiti_with_the_window_open(shared_data: Path) -> None:
-    folder = shared_data / "homography"
-    clip = np.stack(
-        [cv2.imread(str(folder / f"graf{i}.png"))[..., ::-1].transpose(2, 0, 1) for i in (1, 3)]
-    )
-    file = cv2.FileStorage(str(folder / "H1to3p.xml"), cv2.FILE_STORAGE_READ)
-    truth = file.getNode("H13").mat()
-    height, width = clip.shape[-2:]
-    at = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
-    without = np.full((1, 2, height, width), np.nan, np.float32)
-    found = camera_motion(clip, without, window=None)
-    assert found.ok[0]
-    assert found.inliers[0] > 200
-    assert apart(found.homographies[0], truth, at).max() < 4
-
-
 def test_flow_and_camera_are_camera_motion_of_the_unclipped_flow(rng: np.random.Generator) -> None:
     clip = seen(HOMOGRAPHIES["rotation"], rng)
     raw = optical_flow(clip, method="dis", bound=None)
@@ -156,7 +139,8 @@ def test_flow_and_camera_are_camera_motion_of_the_unclipped_flow(rng: np.random.
     for one, other in zip(alone, camera, strict=True):
         assert np.array_equal(one, other)
     first, second = (cv2.cvtColor(f.transpose(1, 2, 0).copy(), cv2.COLOR_RGB2GRAY) for f in clip)
-    still = reference.warp_second(first, second, camera.homographies[0])
+    greys = (torch.from_numpy(grey)[None] for grey in (first, second))
+    still = batched.warp_second(*greys, torch.from_numpy(camera.homographies))[0].numpy()
     again = optical_flow(
         np.stack([first, np.rint(still).astype(np.uint8)])[:, None].repeat(3, axis=1),
         method="dis",
@@ -409,7 +393,7 @@ FLOW = torch.zeros(1, 2, 2, 40, 44)
         ({"threshold": 0}, ValueError, "threshold is 0"),
         ({"threshold": None}, ValueError, "threshold is None"),
         ({"seed": "x"}, TypeError, "seed is 'x'"),
-        ({"backend": "triton"}, ValueError, "backend is 'triton'"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda' cannot run camera_motion"),
     ],
 )
 def test_errors_name_the_argument(

@@ -184,7 +184,7 @@ def test_unknown_fields_are_named(values, message: str) -> None:
         ({"length": 33}, "TargetConfig.length is 33; must lie in [0, 32]"),
         ({"l2": 1}, "TargetConfig.l2 is 1; must be true or false"),
         ({"l2": "yes"}, "TargetConfig.l2 is 'yes'; must be true or false"),
-        ({"flow": "raft"}, "TargetConfig.flow is 'raft'; must be one of 'tvl1', 'farneback'"),
+        ({"flow": "pwc"}, "TargetConfig.flow is 'pwc'; must be one of 'tvl1', 'farneback'"),
         ({"norm": []}, "TargetConfig.norm is []; must be one of 'patch', 'coordinate', 'none'"),
         ({"median": 2}, "TargetConfig.median is 2; must be 1 (none) or 3"),
         ({"frames": 15}, "TargetConfig.frames is 15; must be divisible by tubelet (2)"),

@@ -215,7 +215,5 @@ def test_errors_name_initial_and_backend() -> None:
         tvl1(one, one, initial=torch.zeros(2, 20, 20))
     with pytest.raises(ValueError, match="initial holds values that are not finite"):
         tvl1(one, one, initial=torch.full((2, 20, 24), torch.nan))
-    with pytest.raises(ValueError, match="backend is 'triton'"):
-        tvl1(one, one, backend="triton")
     with pytest.raises(ValueError, match=r"backend is 'cpu'.*dis is OpenCV's"):
         optical_flow(torch.stack([one, one]), method="dis", backend="cpu")

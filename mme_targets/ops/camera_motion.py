@@ -7,6 +7,8 @@ one pair at a time in NumPy and OpenCV; the others take them in batched torch op
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +39,10 @@ WINDOW = 25.0
 """px; interest points are matched within ± this."""
 THRESHOLD = 1.0
 """px; a match this near to where a homography says agrees with it."""
+
+
+Solve = Callable[[torch.Tensor, torch.Tensor, Progress | None], torch.Tensor]
+"""Images [M, C, H, W] and pairs [N, 2] of them → flow [N, 2, H, W]; progress is told."""
 
 
 class CameraMotion(NamedTuple):
@@ -151,6 +157,7 @@ def flow_and_camera(
     pairs: Any = None,
     bound: float | None = 20.0,
     config: Tvl1Config | None = None,
+    weights: str | os.PathLike[str] | None = None,
     detector: str = "surf",
     surf: SurfConfig | None = None,
     window: float | None = WINDOW,
@@ -172,10 +179,14 @@ def flow_and_camera(
     floor = flow_floor(method, backend, clips)
     listed = host_pairs(pairs, clips.shape[1])
     images, places = gathered(clips, listed)
+
+    def flows(images: torch.Tensor, pairs: torch.Tensor, told: Progress | None) -> torch.Tensor:
+        return solve(images, pairs, method, tvl1, floor, told, weights=weights)
+
     if choose("camera_motion", clips, backend) == "reference":
-        flow, motion = _by_reference(clips, listed, settings, method, tvl1, floor, progress)
+        flow, motion = _by_reference(clips, listed, settings, flows, progress)
     else:
-        flow, estimates = _remove(images, places, settings, method, tvl1, floor, progress)
+        flow, estimates = _remove(images, places, settings, flows, progress)
         flow = flow.view(len(clips), len(listed), 2, *clips.shape[-2:])
         motion = _folded(estimates, len(clips))
     return FlowAndCamera(
@@ -188,13 +199,11 @@ def _remove(
     images: torch.Tensor,
     pairs: torch.Tensor,
     settings: reference.Settings,
-    method: str,
-    config: Tvl1Config,
-    floor: str,
+    flows: Solve,
     progress: Progress | None,
 ) -> tuple[torch.Tensor, Estimate]:
     """Flow [N, 2, H, W] of pairs [N, 2] of images, without the camera's motion, and that motion."""
-    flow = solve(images, pairs, method, config, floor, None)
+    flow = flows(images, pairs, None)
     greys = batched.grey(images)
     camera = batched.estimate(greys, pairs.long(), flow, settings)
     again, ok = pairs, camera.ok
@@ -213,7 +222,7 @@ def _remove(
     stack = torch.cat([first.float(), still])[:, None]
     index = torch.arange(len(again), device=images.device, dtype=torch.int32)
     ends = torch.stack([index, index + len(again)], dim=1)
-    moved = solve(stack, ends, method, config, floor, progress)
+    moved = flows(stack, ends, progress)
     if images.is_cuda:
         return moved.where(ok[:, None, None, None], flow), camera
     flow[ok] = moved
@@ -224,21 +233,19 @@ def _by_reference(
     clips: torch.Tensor,
     pairs: list[tuple[int, int]],
     settings: reference.Settings,
-    method: str,
-    config: Tvl1Config,
-    floor: str,
+    flows: Solve,
     progress: Progress | None,
 ) -> tuple[torch.Tensor, CameraMotion]:
-    def flows(images: Any, done: Progress | None) -> Any:
+    def of_greys(images: Any, done: Progress | None) -> Any:
         """Flow of pairs of grey images, on the floor that computes flow."""
         if not images:
             return torch.zeros((0, 2, *clips.shape[-2:])).numpy()
         planes = [torch.from_numpy(image).float() for pair in images for image in pair]
         ends = torch.arange(len(planes), dtype=torch.int32).view(-1, 2)
-        return solve(torch.stack(planes)[:, None], ends, method, config, floor, done).numpy()
+        return flows(torch.stack(planes)[:, None], ends, done).numpy()
 
     flow, motion = reference.flow_and_camera(
-        clips.cpu().numpy(), pairs, settings, solve=flows, progress=progress
+        clips.cpu().numpy(), pairs, settings, solve=of_greys, progress=progress
     )
     device = clips.device
     parts = (torch.from_numpy(part).to(device) for part in motion)

@@ -1,13 +1,14 @@
-"""Doors of optical flow (Appendix A): TV-L1, Farneback, DIS.
+"""Doors of optical flow (Appendix A): TV-L1, Farneback, DIS, RAFT.
 
 TV-L1 runs on every floor (`mme_targets.backends.reference.tvl1` describes its steps); Farneback and
-DIS are OpenCV's, on the host.
+DIS are OpenCV's, on the host; RAFT is torchvision's, wherever the frames are.
 """
 
 from __future__ import annotations
 
 import numbers
 import operator
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 
 from ..arrays import Array, as_tensor, check_choice, check_dtype, check_rank, like_input
-from ..backends import choose, load
+from ..backends import check_name, choose, load
 from ..backends.reference import optical_flow as reference
 from ..backends.reference import tvl1 as solver
 from ..config import Tvl1Config
 
-METHODS = ("tvl1", "farneback", "dis")
+METHODS = ("tvl1", "farneback", "dis", "raft")
 DETECTORS = ("surf", "sift", "orb", "corners")
 
 Progress = Callable[[int], object]
@@ -34,6 +35,7 @@ def optical_flow(
     pairs: Any = None,
     bound: float | None = 20.0,
     config: Tvl1Config | None = None,
+    weights: str | os.PathLike[str] | None = None,
     detector: str = "surf",
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
@@ -41,17 +43,18 @@ def optical_flow(
 ) -> Array:
     """Dense optical flow between pairs of frames, clipped to ±`bound` (Appendix A).
 
-    TV-L1 runs where the frames are: on the host by as many threads as `torch.get_num_threads()`
-    says, on a GPU on the current stream without waiting for it. Farneback and DIS run on the host;
-    a CUDA tensor is copied there and its flow back, which synchronises with the device.
+    TV-L1 and RAFT run where the frames are: on the host by as many threads as
+    `torch.get_num_threads()` says, on a GPU on the current stream without waiting for it. Farneback
+    and DIS run on the host; a CUDA tensor is copied there and its flow back, which synchronises
+    with the device.
 
     Parameters
     ----------
     frames : [B, T, 3, H, W] or [T, 3, H, W], uint8 or float32
         RGB of values 0 to 255. float32 is clamped to these; it must be finite (on a GPU, where
         looking would mean waiting, what is not counts as black).
-    method : "tvl1", "farneback" or "dis"
-        The paper uses TV-L1. All of them read the grey image.
+    method : "tvl1", "farneback", "dis" or "raft"
+        The paper uses TV-L1. All but RAFT read the grey image.
     camera_motion : bool
         Remove the camera's motion: estimate a homography for each pair from its unclipped flow,
         warp the second frame by it, compute flow again. See `camera_motion()`; a pair without a
@@ -62,6 +65,9 @@ def optical_flow(
         Flow is clipped to ± this, px, after all else; None leaves it.
     config : Tvl1Config, optional
         Parameters of TV-L1; by default `Tvl1Config()`.
+    weights : path, optional
+        Of RAFT, which it needs: a .pth, .pt or .safetensors file with the state dict of
+        torchvision's `raft_small` or `raft_large`.
     detector : "surf", "sift", "orb" or "corners"
         Interest points for `camera_motion`. SURF is patented in the US; the others are not.
     seed : int
@@ -94,6 +100,7 @@ def optical_flow(
             pairs=pairs,
             bound=bound,
             config=config,
+            weights=weights,
             detector=detector,
             seed=seed,
             progress=progress,
@@ -108,7 +115,7 @@ def optical_flow(
     floor = flow_floor(method, backend, clips)
     listed = host_pairs(pairs, clips.shape[1])
     images, places = gathered(clips, listed)
-    flow = solve(images, places, method, config, floor, progress)
+    flow = solve(images, places, method, config, floor, progress, weights=weights)
     flow = flow.view(len(clips), len(listed), 2, *clips.shape[-2:])
     return returned(clipped(flow, bound), frames, unbatched)
 
@@ -188,11 +195,16 @@ def solve(
     floor: str,
     progress: Progress | None,
     initial: torch.Tensor | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> torch.Tensor:
     """Flow [N, 2, H, W] of pairs [N, 2] of images [M, 3 or 1, H, W], not clipped, on a floor.
 
     `pairs` are int32 on the images' device. In parts where progress is to be told.
     """
+    if method == "raft":
+        from ..backends.raft import raft_flow
+
+        return raft_flow(images.expand(-1, 3, -1, -1), pairs, weights, progress)
     if floor == "reference":
         return _on_reference(images, pairs, method, config, progress, initial)
     if images.is_cuda and images.is_floating_point():
@@ -316,6 +328,9 @@ def flow_floor(method: str, backend: str, tensor: torch.Tensor) -> str:
     """The floor that computes flow by `method` of a tensor's frames."""
     if method == "tvl1":
         return choose("tvl1", tensor, backend)
+    if method == "raft":
+        check_name(backend)
+        return "torch"
     if backend not in ("auto", "reference"):
         raise ValueError(
             f"backend is {backend!r}; must be 'auto' or 'reference' (OpenCV on the host): {method} "

@@ -35,8 +35,8 @@ REFINEMENTS = (3.0, 2.0, 1.0, 1.0)
 """Thresholds, as multiples, within which matches take part in each refinement."""
 POLISH = (0.7, 0.5, 0.35, 0.25, 0.25)
 """The same for the best of them at the end."""
-STILL = 0.9
-"""Of its score that the best must keep in that."""
+TIGHT, STILL = 0.35, 0.4
+"""It counts if its score at so much of the threshold is this much of the score before."""
 SPREAD = 0.25
 """Power of the determinant of the agreeing matches' covariance in a vote: 1/2 would be area."""
 SQUARES = 12
@@ -103,7 +103,8 @@ def _ransac(
     h = _through_four(_at(p, chosen), _at(q, chosen))
     sane = plausible(h, border)
     some = (_numbers(seed, SAMPLE // 4, str(device)).flatten() * count.clamp_min(1)[:, None]).long()
-    rough = _vote(h.float(), *(_at(t, some).float() for t in (p, q, worth)), limit)
+    some_p, some_q, some_worth = (_at(part, some).float() for part in (p, q, worth))
+    rough = _vote(h.float(), some_p, some_q, some_worth, limit)
     h = _at(h, rough.where(sane, -1.0).topk(BEST, dim=1).indices)
     vote = _vote(h, p, q, worth, limit).where(plausible(h, border), -1.0)
     best = h = _at(h, vote.topk(REFINED, dim=1).indices)
@@ -116,12 +117,12 @@ def _ransac(
     vote = _vote(best, p, q, worth, limit).where(plausible(best, border), -1.0)
     index = vote.max(dim=1, keepdim=True).indices
     best, highest = _at(best, index), highest.gather(1, index)
-    # What agrees to a part of the threshold knows better; kept unless most no longer agree.
+    # What agrees to a part of the threshold knows better, if that is most of it.
     h = best
     for factor in POLISH:
         h = _refined(h, p, q, worth, limit * factor**2)
-    last = _score(h, p, q, worth, limit).where(plausible(h, border), -1.0)
-    best = h.where((last >= STILL * highest)[..., None, None], best)[:, 0]
+    tight = _score(h, p, q, worth, limit * TIGHT**2).where(plausible(h, border), -1.0)
+    best = h.where((tight >= STILL * highest)[..., None, None], best)[:, 0]
     inliers = ((_errors(best[:, None], p, q)[:, 0] <= limit) & there).sum(1)
     enough = (count > ENOUGH_MATCHES) & (highest[:, 0] > 0)
     inliers = inliers.where(enough, 0)

@@ -1,0 +1,180 @@
+"""SURF and corners: against mahotas and OpenCV, closed forms, and floors bit for bit."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from floors import threads
+from mahotas.features import surf as mahotas_surf
+
+from mme_targets.backends.batched import camera_motion as batched
+from mme_targets.backends.batched import homography, interest_points, matches
+from mme_targets.backends.reference import camera_motion as slow
+from mme_targets.backends.reference import interest_points as reference
+from mme_targets.config import SurfConfig
+
+CONFIGS = [
+    SurfConfig(),
+    SurfConfig(upright=False, extended=False),
+    SurfConfig(features=40, octaves=2),
+    SurfConfig(threshold=1e5),
+]
+
+
+def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A smooth random grey image with structure at several sizes."""
+    noise = [
+        s * cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), s) for s in (1, 2, 4, 8)
+    ]
+    total = np.sum(noise, axis=0)
+    return np.clip(128 + 45 * total / total.std(), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_floors_agree_bit_for_bit(rng: np.random.Generator, config: SurfConfig) -> None:
+    images = np.stack([texture(rng, 101, 128) for _ in range(2)])
+    found = interest_points.surf(torch.from_numpy(images), config)
+    for k, image in enumerate(images):
+        expected = reference.surf(image, config)
+        kept = found.valid[k].numpy()
+        assert kept.sum() == len(expected.points) <= config.features
+        for name in reference.Points._fields:
+            ours, theirs = getattr(found, name)[k].numpy()[kept], getattr(expected, name)
+            if name == "directions":  # NumPy's scalars and torch divide to within an ulp
+                assert np.allclose(ours, theirs, rtol=0, atol=2e-7)
+            else:
+                assert np.array_equal(ours, theirs), name
+
+
+def test_points_are_those_of_another_library(rng: np.random.Generator) -> None:
+    """Of mahotas' strongest, two in three are found within 1.5 px.
+
+    It weighs mixed derivatives otherwise, which moves or drops points beside edges.
+    """
+    image = texture(rng, 160, 200)
+    theirs = mahotas_surf.interest_points(image, 3, 4, 1, 0.1, 60)
+    ours = reference.surf(image, SurfConfig(threshold=10, features=4096)).points
+    inner = [p for p in theirs[:, :2] if 24 < p[0] < 136 and 24 < p[1] < 176]  # (y, x)
+    near = [np.abs(ours - np.array([x, y])).max(axis=1).min() < 1.5 for y, x in inner]
+    assert len(near) > 20
+    assert np.mean(near) > 2 / 3
+
+
+def test_a_blob_is_one_point_in_its_middle_of_its_size() -> None:
+    y, x = np.mgrid[:90, :110]
+    sizes = []
+    for sigma in (3.0, 4.0):
+        blob = 200 * np.exp(-((x - 50.3) ** 2 + (y - 41.6) ** 2) / (2 * sigma**2))
+        found = reference.surf(blob.round().astype(np.uint8), SurfConfig(threshold=100))
+        assert np.abs(found.points[0] - [50.3, 41.6]).max() < 0.3
+        sizes.append(found.sizes[0])
+    assert sizes[1] / sizes[0] == pytest.approx(4 / 3, rel=0.1)
+
+
+def test_turned_points_have_turned_directions_and_like_descriptors(
+    rng: np.random.Generator,
+) -> None:
+    image = texture(rng, 150, 150)
+    turned = np.ascontiguousarray(np.rot90(image, -1))  # clockwise: (x, y) goes to (149 - y, x)
+    config = SurfConfig(upright=False)
+    one, two = (reference.surf(i, config) for i in (image, turned))
+    moved = np.stack([149 - one.points[:, 1], one.points[:, 0]], axis=1)
+    far = np.abs(moved[:, None] - two.points).max(axis=2)
+    pairs = [(k, far[k].argmin()) for k in range(len(far)) if far[k].min() < 0.01]
+    assert len(pairs) > 50
+    first, second = np.array(pairs).T
+    cos, sin = one.directions[first].T
+    same = (np.stack([-sin, cos], axis=1) * two.directions[second]).sum(axis=1)
+    assert np.median(same) > 0.99
+    likeness = (one.descriptors[first] * two.descriptors[second]).sum(axis=1) / 512**2
+    assert np.median(likeness) > 0.9
+    upright = [reference.surf(i, SurfConfig()) for i in (image, turned)]
+    unlike = (upright[0].descriptors[first] * upright[1].descriptors[second]).sum(axis=1) / 512**2
+    assert np.median(likeness) > np.median(unlike) + 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (8, 9), (9, 9), (31, 33), (60, 200)])
+def test_flat_and_tiny_frames(rng: np.random.Generator, size: tuple[int, int]) -> None:
+    noise = rng.integers(0, 256, (2, *size), dtype=np.uint8)
+    for images in (noise, np.full_like(noise, 90)):
+        found = interest_points.surf(torch.from_numpy(images), SurfConfig())
+        assert found.descriptors.isfinite().all()
+        for k in range(2):
+            assert found.valid[k].sum() == len(reference.surf(images[k], SurfConfig()).points)
+    points, valid = matches.corners(torch.from_numpy(np.full_like(noise, 90)))
+    assert not valid.any()
+    assert points.isfinite().all()
+
+
+def test_corners_are_opencvs(rng: np.random.Generator) -> None:
+    images = np.stack([texture(rng, 90, 130), texture(rng, 90, 130) // 4])
+    points, valid = matches.corners(torch.from_numpy(images))
+    for k, image in enumerate(images):
+        expected = cv2.goodFeaturesToTrack(image, 1000, 0.001, 3).reshape(-1, 2)
+        ours = {tuple(p) for p in points[k][valid[k]].tolist()}
+        theirs = {tuple(p) for p in expected.tolist()}
+        assert len(ours & theirs) >= 0.99 * max(len(ours), len(theirs)) > 100
+
+
+@pytest.mark.parametrize("window", [None, 20.0])
+def test_matches_are_the_references(rng: np.random.Generator, window: float | None) -> None:
+    described = [rng.integers(0, 256, (n, 32)).astype(np.float32) for n in (130, 90)]
+    placed = [rng.uniform(0, 100, (n, 2)).astype(np.float32) for n in (130, 90)]
+    sides = [slow.Features(p.astype(np.float64), d) for p, d in zip(placed, described, strict=True)]
+    expected = slow.match(*sides, window)
+    tables = [
+        matches.Points(*(torch.from_numpy(t)[None] for t in (p, d)), torch.ones(1, len(p)).bool())
+        for p, d in zip(placed, described, strict=True)
+    ]
+    source, target, kept = matches.mutual(*tables, window)
+    assert np.array_equal(source[kept].numpy(), expected[0].astype(np.float32))
+    assert np.array_equal(target[kept].numpy(), expected[1].astype(np.float32))
+
+
+def test_ransac_finds_the_truth_among_outliers(rng: np.random.Generator) -> None:
+    truth = np.array([[1.02, 0.01, 3], [-0.02, 1, -2], [1e-4, 0, 1]])
+    source = rng.uniform(0, 200, (400, 2))
+    target = cv2.perspectiveTransform(source[None], truth)[0]
+    target[:240] += rng.uniform(5, 30, (240, 2)) * rng.choice([-1, 1], (240, 2))
+    valid = torch.ones(1, 400, dtype=torch.bool)
+    pair = torch.from_numpy(source)[None].float(), torch.from_numpy(target)[None].float()
+    for seed in range(5):
+        found = homography.ransac(*pair, valid, (200, 200), 1.0, seed)
+        assert bool(found.ok[0])
+        assert int(found.inliers[0]) >= 160
+        assert np.abs(found.homographies[0].numpy() - truth).max() < 1e-3
+    assert not homography.ransac(*(p[:, :50] for p in (*pair, valid)), (200, 200), 1.0, 0).ok[0]
+
+
+def test_warp_is_the_references(rng: np.random.Generator) -> None:
+    first, second = texture(rng, 60, 80), texture(rng, 60, 80)
+    for matrix in (
+        np.eye(3),
+        np.array([[1.03, 0.02, 4.3], [-0.01, 0.98, -6.6], [1e-4, -2e-4, 1]]),
+    ):
+        expected = slow.warp_second(first, second, matrix)
+        planes = (torch.from_numpy(image)[None] for image in (first, second))
+        found = batched.warp_second(*planes, torch.from_numpy(matrix)[None])[0]
+        assert np.abs(found.numpy() - expected).max() < 1e-3
+
+
+def test_batch_and_threads_do_not_matter(rng: np.random.Generator) -> None:
+    """Bit for bit, the refined homographies too."""
+    images = torch.from_numpy(np.stack([texture(rng, 96, 112) for _ in range(3)]))
+    images = torch.cat([images, images.roll((2, -3), (1, 2))])
+    pairs = torch.tensor([[0, 3], [1, 4], [2, 5]])
+    flow = torch.tensor([-3.0, 2.0]).view(1, 2, 1, 1).expand(3, 2, 96, 112)
+    settings = slow.Settings("surf", 25.0, 1.0, 0, SurfConfig(upright=False))
+    with threads(1):
+        whole = batched.estimate(images, pairs, flow, settings)
+    assert whole.ok.all()
+    for count in (2, 3):
+        with threads(count):
+            again = batched.estimate(images, pairs, flow, settings)
+            alone = batched.estimate(images[[1, 4]], pairs[:1] * 0 + torch.tensor([[0, 1]]),
+                                     flow[:1], settings)  # fmt: skip
+        for a, b, c in zip(whole, again, alone, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a[1:2], c)
