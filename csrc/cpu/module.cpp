@@ -147,7 +147,8 @@ PYBIND11_MODULE(_cpu, m) {
         return found;
       },
       py::arg("on"),
-      "TV-L1's pixel-iterations, and the ns of CPU time in all of it, in warps (with the texture they\n"
+      "TV-L1's pixel-iterations, and the ns of CPU time in all of it, in warps (with the texture "
+      "they\n"
       "read), in medians and in iterations, since the last call; then count anew, or stop.");
   m.def("isas", [] {
     std::vector<std::string> names;
