@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from floors import FAST, running, threads
+from floors import FAST, run, running, threads
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,6 +132,31 @@ def test_initial_flow_is_where_it_starts(floor: str, rng: np.random.Generator) -
         flow = tvl1(frames[0], frames[1], config=config, initial=start, backend=backend)
     assert np.median(np.abs(flow[0, :, :36] - 20)) < 0.1
     assert np.median(np.abs(alone[0, :, :36] - 20)) > 5
+
+
+@pytest.mark.parametrize("floor", FAST)
+@pytest.mark.parametrize("outside", ["drop", "clamp"])
+def test_neighbours_may_read_anywhere(floor: str, outside: str, rng: np.random.Generator) -> None:
+    """One warp by flow that jumps from pixel to pixel, also out of the frame: no two of a vector's
+    pixels need lie near each other.
+    """
+    big = cv2.GaussianBlur(rng.normal(size=(2, 47, 75)).transpose(1, 2, 0), (0, 0), 3)
+    frames = np.clip(128 + 45 * big / big.std(), 0, 255).transpose(2, 0, 1).astype(np.float32)
+    start = rng.uniform(-60, 60, (2, 47, 75)).astype(np.float32)
+    start[:, 10:20] = np.rint(start[:, 10:20] / 30) * 30  # whole pixels
+    start[:, 30:40] = rng.choice([-0.4, 0.4], (2, 10, 75))
+    config = Tvl1Config(
+        scales=1, warps=1, inner_iterations=1, outer_iterations=1, median=1, outside=outside,
+        lambda_=100,
+    )  # fmt: skip
+    expected, flow = (
+        run(tvl1, frames[0, None], frames[1, None], floor=f, config=config, initial=start)
+        for f in ("reference", floor)
+    )
+    moved = np.abs(expected - start).max(axis=0) > 1
+    assert moved[:30].mean() > 0.1
+    apart = np.abs(flow - expected) / np.maximum(1, np.abs(expected - start))
+    assert np.quantile(apart, 0.999) < 1e-3
 
 
 @pytest.mark.parametrize("floor", FAST)
