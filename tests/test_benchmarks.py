@@ -387,7 +387,8 @@ def test_support_says_what_has_run_on_a_gpu(tmp_path: Path) -> None:
         "tested in CI",
         "interpreter only; not yet run on a GPU",
     ]
-    assert lines["optical_flow"] == ["tested in CI", "tested in CI", "–", "–"]
+    assert lines["optical_flow"] == lines["hof"]
+    assert lines["camera_motion"][2:] == [readme.BATCHED] * 2
 
 
 def test_newest_result_counts(tmp_path: Path) -> None:

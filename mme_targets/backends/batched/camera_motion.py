@@ -67,7 +67,7 @@ def estimate(
     )  # fmt: skip
     # Of equal frames it is found to within rounding, and known exactly.
     one, two = pairs.unbind(1)
-    same = torch.stack([(greys[a] == greys[b]).all() for a, b in zip(one, two, strict=True)])
+    same = (greys[one] == greys[two]).flatten(1).all(1)
     exact = (same & motion.ok)[:, None, None]
     identity = torch.eye(3, dtype=torch.float64, device=greys.device)
     return motion._replace(homographies=identity.where(exact, motion.homographies))
