@@ -37,8 +37,6 @@ POLISH = (0.7, 0.5, 0.35, 0.25, 0.25)
 """The same for the best of them at the end."""
 TIGHT, STILL = 0.35, 0.4
 """It counts if its score at so much of the threshold is this much of the score before."""
-SPREAD = 0.25
-"""Power of the determinant of the agreeing matches' covariance in a vote: 1/2 would be area."""
 SQUARES = 12
 """Squares along the frame's longer side that count alike."""
 PAIRS = 2
@@ -270,6 +268,7 @@ def _vote(
 ) -> torch.Tensor:
     """Scores [P, T] by which hypotheses compete: MSAC times how far what agrees is spread.
 
+    Spread is the fourth root of the determinant of the matches' covariance: the root of an area.
     The background surrounds a thing, so what agrees with the camera reaches farther over the frame.
     """
     gain = _gains(h, p, q, worth, limit)
@@ -279,7 +278,8 @@ def _vote(
     mx, my = _halves(gain * x) / least, _halves(gain * y) / least
     xx, yy = _halves(gain * (x * x)) / least - mx * mx, _halves(gain * (y * y)) / least - my * my
     xy = _halves(gain * (x * y)) / least - mx * my
-    return total * (xx * yy - xy * xy).clamp_min(0.0) ** SPREAD
+    # The fourth root: a power would round by the place of a value in its vector.
+    return total * (xx * yy - xy * xy).clamp_min(0.0).sqrt().sqrt()
 
 
 def _worth(points: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
