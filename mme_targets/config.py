@@ -54,6 +54,9 @@ class TargetConfig(Config):
     interpolate: bool = True
     """Targets at the raw frame rate though the input is sparse (§3.3, Table 6); off, flow runs
     between sampled frames."""
+    hog_interpolate: bool = True
+    """Where targets are interpolated, "hog" is that of the L raw frames; off, the middle frame's
+    alone, as beside the interpolated motion of Table 5."""
 
     length: int = number(6, 0, 32)
     """Steps L of a trajectory (Eq. 2, Table 7a); 0 leaves the HOG of the patch alone: MaskFeat."""

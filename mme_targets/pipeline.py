@@ -100,7 +100,7 @@ class MotionTargets(nn.Module):
 
         # Appendix A: flow, camera motion removed.
         if omega is None and self._needs_flow:
-            omega, cameras = self._flow(images, progress)
+            omega, cameras = self.flow(images, progress)
 
         # Appendix B: what the model sees of frames and flow, and where in them tracks start.
         shown, shown_flow = images, omega
@@ -128,10 +128,15 @@ class MotionTargets(nn.Module):
             self._track(clip, omega, cameras, box, height, width)
         return _unbatch(Targets({name: finish(name, clip) for name in self.names}), batched)
 
-    def _flow(
-        self, images: torch.Tensor, progress: Callable[[int], Any] | None
+    @torch.no_grad()
+    def flow(
+        self, frames: torch.Tensor, progress: Callable[[int], Any] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Clipped flow of the plan's pairs, and the camera's homographies if it was removed."""
+        """Clipped flow [B, P, 2, H, W] px of the plan's pairs in `frames` [B, F, 3, H, W], and the
+        camera's homographies [B, P, 3, 3] where its motion is removed: what `forward` computes
+        where it is not given (Appendix A).
+        """
+        images = frames
         config = self.config
         options: dict[str, Any] = {
             "method": config.flow,

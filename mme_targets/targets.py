@@ -108,7 +108,7 @@ def pixel(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
 def hog_of_patch(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
     """HOG of the tubelet's middle frame (MaskFeat), or of its L raw frames if interpolating."""
     config = clip.config
-    if config.interpolate and config.length:
+    if config.interpolate and config.hog_interpolate and config.length:
         times = [list(row) for row in clip.plan.hog]
     else:
         times = [[t] for t in clip.plan.rgb[config.tubelet // 2 :: config.tubelet]]
