@@ -21,8 +21,14 @@ def _main(words: list[str]) -> int:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     import mme_targets
-    from mme_targets.cli import COMMANDS, fail
+    from mme_targets.cli import COMMANDS as TARGETS
+    from mme_targets.cli import fail
     from mme_targets.video import VideoError
+
+    from .commands import COMMANDS as MODEL
+    from .errors import TrainingError
+
+    commands = {**MODEL, **TARGETS}
 
     class Help(DefaultHelpFormatter):
         """Help as it is written: the types of a hundred options are noise."""
@@ -32,8 +38,8 @@ def _main(words: list[str]) -> int:
             known = action.option_strings and not unsaid and action.default != "==SUPPRESS=="
             return str(action.help or "") + (" (default: %(default)s)" if known else "")
 
-    if not words or words[0] not in COMMANDS:
-        lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    if not words or words[0] not in commands:
+        lines = [f"  {name:<12}{command.summary}" for name, command in commands.items()]
         parser = ArgumentParser(
             prog="mme",
             usage="mme COMMAND [option ...]",
@@ -44,7 +50,7 @@ def _main(words: list[str]) -> int:
         )
         parser.parse_args([word for word in words if word in ("-h", "--help", "--version")])
         parser.error(f"{words[0]!r} is no command" if words else "a command is missing")
-    command = COMMANDS[words[0]]
+    command = commands[words[0]]
     parser = ArgumentParser(
         prog=f"mme {words[0]}",
         usage=command.usage,
@@ -57,7 +63,7 @@ def _main(words: list[str]) -> int:
     args = parser.parse_args(options)
     try:
         return command.run(args)
-    except (ValueError, TypeError, OSError, ImportError, VideoError) as error:
+    except (ValueError, TypeError, OSError, ImportError, VideoError, TrainingError) as error:
         return fail(error)
 
 

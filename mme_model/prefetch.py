@@ -1,0 +1,79 @@
+"""The next batch's targets on a side stream of the GPU, while the model trains on this one.
+
+A thread takes batches from the loader, copies them to the device and launches their targets on a
+stream of its own; the stream that trains waits for them by an event, never the host. On a CPU the
+loader's processes have made the targets already, and batches pass as they are.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+__all__ = ["prefetched"]
+
+
+def prefetched(
+    batches: Iterable[Any], prepare: Callable[[Any], Any], device: torch.device, ahead: int = 1
+) -> Iterator[Any]:
+    """Yield ``prepare(batch)`` of each batch in order; on a GPU, `ahead` batches early.
+
+    Parameters
+    ----------
+    batches : of the loader.
+    prepare : moves a batch to the device and makes its targets, on the current stream, and returns
+        it; its method ``tensors()`` lists what lives on the device.
+    """
+    if device.type != "cuda":
+        yield from map(prepare, batches)
+        return
+    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+    leave = threading.Event()
+
+    def work() -> None:
+        torch.cuda.set_device(device)
+        side = torch.cuda.Stream(device)
+        try:
+            for batch in batches:
+                with torch.cuda.stream(side):
+                    made = prepare(batch)
+                    event = torch.cuda.Event()
+                    event.record(side)
+                if not _put(ready, (made, event), leave):
+                    return
+            _put(ready, (None, None), leave)
+        except BaseException as error:  # raised again where the batch is awaited
+            _put(ready, (error, None), leave)
+
+    thread = threading.Thread(target=work, name="targets", daemon=True)
+    thread.start()
+    try:
+        while True:
+            made, event = ready.get()
+            if isinstance(made, BaseException):
+                raise made
+            if made is None:
+                return
+            current = torch.cuda.current_stream(device)
+            current.wait_event(event)
+            for tensor in made.tensors():
+                tensor.record_stream(current)  # its memory is not reused before this stream is done
+            yield made
+    finally:
+        leave.set()
+        thread.join(timeout=10)
+
+
+def _put(line: queue.Queue[Any], item: Any, leave: threading.Event) -> bool:
+    """Put `item` in line unless the reader has left."""
+    while not leave.is_set():
+        try:
+            line.put(item, timeout=0.2)
+        except queue.Full:
+            continue
+        return True
+    return False
