@@ -155,6 +155,7 @@ class _Run:
                 self.progress.close()
                 if self.log:
                     self.log.close()
+        self.acc.end_training()
         return record
 
     def _batches(self) -> Generator[Any, None, None]:
@@ -216,7 +217,9 @@ class _Run:
 
     def _seconds(self, seen: list[Any], whole: float, wait: float) -> dict[str, float]:
         """Seconds of work on this process's clips, in whichever process, and of waiting for it."""
-        spent = {k: sum(b.seconds.get(k, 0.0) for b in seen) for k in ("decode", "flow", "targets")}
+        phases = ("decode", "crop", "flow", "targets")
+        made = [b.timings() for b in seen]
+        spent = {k: sum(one.get(k, 0.0) for one in made) for k in phases}
         spent |= {"model": whole - wait, "wait": wait}
         return {f"seconds/{k}": v for k, v in spent.items()}
 
@@ -232,7 +235,8 @@ class _Run:
             measured = self._held_out()
             record |= measured
             score = measured.get("val/loss")
-        if config.picture_every and (step % config.picture_every == 0 or end) and self.main:
+        drawing = config.picture_every and (step % config.picture_every == 0 or end)
+        if drawing and self.main and "FSDP" not in str(self.acc.distributed_type):
             image = self.job.picture(self.acc.unwrap_model(self.model))
             if image is not None and self.log:
                 self.log.picture("tracks", image, step)
@@ -252,15 +256,17 @@ class _Run:
     def _held_out(self) -> dict[str, float]:
         self.model.eval()
         sums = _Sum({"count": 0.0})
-        for batch, count in self.job.held_out(self.model, self.rank, self.world):
-            loss, parts = self.job.loss(self.model, batch)
+        sharded = "FSDP" in str(self.acc.distributed_type)
+        model = self.model if sharded else self.acc.unwrap_model(self.model)
+        for batch, count in self.job.held_out(model, self.rank, self.world):
+            loss, parts = self.job.loss(model, batch)
             sums.add("count", float(count))
             sums.add("val/loss", loss * count)
             for name, value in parts.items():
                 sums.add(f"val/loss/{name}", value * count)
         total = sums.reduce(self.acc) if self.job.judged else {"count": 0.0}
-        count = total.pop("count")
-        return {k: v / count for k, v in total.items()} if count else {}
+        counted = total.pop("count")
+        return {k: v / counted for k, v in total.items()} if counted else {}
 
     def _not_finite(self, loss: float, seen: list[Any]) -> None:
         names = self._gathered([name for batch in seen for name in batch.names])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -17,8 +18,9 @@ from mme_targets import ClipPlan
 from mme_targets.files import atomic_path
 
 from . import keys
+from .batch import Batch
 from .checkpoints import Checkpoint, checkpoints, latest
-from .data import Batch, clip_loader, held_out_batches
+from .data import HeldOut, clip_loader, held_out_batches
 from .engine import train
 from .errors import TrainingError
 from .inline import TargetMaker
@@ -53,8 +55,10 @@ class Pretraining:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.source = _open(recipe, held_out=False)
-        self.val = _open(recipe, held_out=True)
+        self.source = _open(recipe, recipe.data, held_out=False)
+        synthetic = recipe.data.split(":")[0] == "synthetic"
+        val = recipe.val or ("synthetic" if synthetic else "")
+        self.val = _open(recipe, val, held_out=True) if val else None
         count, batch = len(self.source), recipe.train.batch_size
         if batch > count:
             raise ValueError(
@@ -67,7 +71,10 @@ class Pretraining:
         self.model: nn.Module = MaskedMotionEncoder(recipe.model, recipe.targets)
         self.groups = _groups(self.model, recipe.train.weight_decay)
         self.judged = self.val is not None
-        self._held: list[Batch] | None = None
+        self._maker = TargetMaker(recipe.targets, shuffle=recipe.clips.shuffle)
+        self._held: HeldOut | None = None
+        self._counts = True
+        self._shown: Batch | None = None
         self._seen: set[str] = set()
         self._lost: dict[str, str] = {}
 
@@ -84,7 +91,6 @@ class Pretraining:
             steps=self.steps,
             micro_batch=train.micro_batch or train.batch_size // world,
         )
-        self._maker = TargetMaker(recipe).to(device)
         return prefetched(loader, lambda batch: self._prepare(batch, device), device)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -99,13 +105,23 @@ class Pretraining:
         if self.val is None:
             return
         device = next(model.parameters()).device
+        count = min(self.recipe.train.val_clips, len(self.val))
+        most = -(-count // world)
+        size = min(16, most)
         if self._held is None:
-            count = min(self.recipe.train.val_clips, len(self.val))
-            size = min(16, -(-count // world))
-            made = held_out_batches(self.recipe, self.val, device.type, count, size, rank, world)
-            self._held = [self._prepare(batch, device) for batch in made]
+            options = {"device": device.type, "count": count, "micro_batch": size}
+            own = held_out_batches(self.recipe, self.val, **options, rank=rank, world=world)
+            # With fewer clips than processes some run the model on another's, which do not count.
+            self._held = own if len(own) else held_out_batches(self.recipe, self.val, **options)
+            self._counts = len(own) > 0
+        runs = 0
         for batch in self._held:
-            yield batch, batch.count
+            made = self._prepare(batch, device)
+            self._shown = self._shown or made
+            yield made, len(made) * self._counts
+            runs += 1
+        for _ in range(runs, -(-most // size)):
+            yield made, 0
 
     def check(self, seen: list[Batch]) -> None:
         """Stop where more than the set share of the videos met cannot be read."""
@@ -122,15 +138,49 @@ class Pretraining:
 
     def picture(self, model: nn.Module) -> Any:
         """A sheet of tracks of the first held-out clip, as in Fig. 4."""
-        if not self._held or "position" not in (self._held[0].targets or {}):
+        if self._shown is None or "position" not in (self._shown.targets or {}):
             return None
         from .reconstruct import sheet
 
-        return sheet(model, self.recipe, self._held[0])
+        return sheet(model, self.recipe, self._shown)
 
     def _prepare(self, batch: Batch, device: torch.device) -> Batch:
+        """On the device, with targets: made there now, or by the loader already."""
         batch = batch.to(device)
-        return batch if batch.targets is not None else self._maker.complete(batch)
+        if batch.targets is None:
+            clock = _Clock(device)
+            batch.targets = self._maker.to(device).of_batch(batch, at_once=8, mark=clock.mark)
+            batch.frames = None
+            batch.later = clock.seconds
+        return batch
+
+
+class _Clock:
+    """Seconds that phases of the current stream take, known once the stream has passed them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on = device.type == "cuda"
+        self.marks: list[tuple[str, Any]] = [("", self._now())]
+
+    def mark(self, phase: str) -> None:
+        self.marks.append((phase, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """By phase; waits for what is not done yet."""
+        out: dict[str, float] = {}
+        for (_, before), (phase, after) in itertools.pairwise(self.marks):
+            if self.on:
+                after.synchronize()
+            took = before.elapsed_time(after) / 1000 if self.on else after - before
+            out[phase] = out.get(phase, 0.0) + took
+        return out
+
+    def _now(self) -> Any:
+        if not self.on:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def pretrain(
@@ -173,16 +223,10 @@ def pretrain(
     return _summary(job, folder, record, time.perf_counter() - clock) if first else {}
 
 
-def _open(recipe: Recipe, held_out: bool) -> Source | None:
-    """The clips to train on, or the held-out ones, which may be none."""
-    synthetic = recipe.data.split(":")[0] == "synthetic"
-    spec = recipe.data if not held_out else recipe.val or ("synthetic" if synthetic else "")
-    if not spec:
-        return None
+def _open(recipe: Recipe, spec: str, held_out: bool) -> Source:
     clips = recipe.clips
     if held_out:
-        count = min(recipe.train.val_clips, clips.clips)
-        clips = clips.replace(fraction=1.0, clips=count)
+        clips = clips.replace(clips=min(recipe.train.val_clips, clips.clips))
     return open_source(
         spec,
         clips,
@@ -196,7 +240,8 @@ def _open(recipe: Recipe, held_out: bool) -> Source | None:
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices alone: not on biases, norms and the mask token (VideoMAE)."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         plain = parameter.ndim <= 1 or name.endswith(("bias", "mask_token"))
         (rest if plain else matrices).append(parameter)
