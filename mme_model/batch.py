@@ -50,6 +50,7 @@ class Batch:
     indices, names : the videos that the clips are from.
     skipped : name and reason of each video that could not be read and was replaced.
     seconds : by phase, of all clips together, where the batch was made.
+    later : the same of what a GPU is still at; waits for it.
     """
 
     rgb: torch.Tensor
@@ -64,9 +65,14 @@ class Batch:
     names: list[str]
     skipped: list[tuple[str, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    later: Callable[[], dict[str, float]] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by phase, wherever they were spent."""
+        return {**self.seconds, **(self.later() if self.later else {})}
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on `device`; from pinned memory the host does not wait."""

@@ -169,7 +169,6 @@ class _Run:
         rate = learning_rate(config, self.step, self.job.steps, self.job.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(keys.number(config.seed, self.step, self.rank, "model"))
         self.model.train()
         for i in range(self.micro):
             asked = time.perf_counter()
@@ -177,6 +176,9 @@ class _Run:
             wait += time.perf_counter() - asked
             seen.append(batch)
             last = i == self.micro - 1
+            # After the batch is there: a loader that starts draws from the same generator.
+            place = self.rank * self.micro + i
+            torch.manual_seed(keys.number(config.seed, self.step, place, "model"))
             with contextlib.nullcontext() if last else self.acc.no_sync(self.model):
                 loss, parts = self.job.loss(self.model, batch)
                 self.acc.backward(loss / self.micro)

@@ -7,14 +7,16 @@ loader's processes have made the targets already, and batches pass as they are.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["prefetched"]
+__all__ = ["Clock", "prefetched"]
 
 
 def prefetched(
@@ -66,6 +68,35 @@ def prefetched(
     finally:
         leave.set()
         thread.join(timeout=10)
+
+
+class Clock:
+    """Seconds that phases of the current stream take, known once the stream has passed them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on = device.type == "cuda"
+        self.marks: list[tuple[str, Any]] = [("", self._now())]
+
+    def mark(self, phase: str) -> None:
+        """`phase` ends here."""
+        self.marks.append((phase, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """By phase; waits for what is not done yet."""
+        out: dict[str, float] = {}
+        for (_, before), (phase, after) in itertools.pairwise(self.marks):
+            if self.on:
+                after.synchronize()
+            took = before.elapsed_time(after) / 1000 if self.on else after - before
+            out[phase] = out.get(phase, 0.0) + took
+        return out
+
+    def _now(self) -> Any:
+        if not self.on:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def _put(line: queue.Queue[Any], item: Any, leave: threading.Event) -> bool:

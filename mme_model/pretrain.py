@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ from .engine import train
 from .errors import TrainingError
 from .inline import TargetMaker
 from .mme import MaskedMotionEncoder, motion_loss, zero_loss
-from .prefetch import prefetched
+from .prefetch import Clock, prefetched
 from .recipe import Recipe
 from .sources import Source, open_source
 
@@ -148,39 +147,11 @@ class Pretraining:
         """On the device, with targets: made there now, or by the loader already."""
         batch = batch.to(device)
         if batch.targets is None:
-            clock = _Clock(device)
+            clock = Clock(device)
             batch.targets = self._maker.to(device).of_batch(batch, at_once=8, mark=clock.mark)
             batch.frames = None
             batch.later = clock.seconds
         return batch
-
-
-class _Clock:
-    """Seconds that phases of the current stream take, known once the stream has passed them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.on = device.type == "cuda"
-        self.marks: list[tuple[str, Any]] = [("", self._now())]
-
-    def mark(self, phase: str) -> None:
-        self.marks.append((phase, self._now()))
-
-    def seconds(self) -> dict[str, float]:
-        """By phase; waits for what is not done yet."""
-        out: dict[str, float] = {}
-        for (_, before), (phase, after) in itertools.pairwise(self.marks):
-            if self.on:
-                after.synchronize()
-            took = before.elapsed_time(after) / 1000 if self.on else after - before
-            out[phase] = out.get(phase, 0.0) + took
-        return out
-
-    def _now(self) -> Any:
-        if not self.on:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 def pretrain(

@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     "clips": {"clips": 12, "workers": 1, "prefetch": 1},
     "targets": {
         "size": 32, "frames": 4, "stride": 1, "length": 2, "camera_motion": False,
-        "tvl1": {"scales": 2, "warps": 1, "iterations": 10},
+        "tvl1": {"scales": 2, "warps": 1, "outer_iterations": 1, "inner_iterations": 5},
     },
     "model": {"size": "tiny", "width": 24, "depth": 2, "heads": 2, "decoder_width": 16,
               "drop_path": 0.2},
@@ -227,7 +227,7 @@ def test_a_batch_larger_than_the_data_says_both_numbers(tmp_path: Path) -> None:
 def test_wrong_input_is_one_line(tmp_path: Path) -> None:
     for words, message in (
         (["--data", "nowhere.csv"], "nowhere.csv"),
-        (["--mask.ratio", "0.999"], "mask.ratio"),
+        (["--mask.ratio", "1.0"], "mask.ratio"),
         (["--targets.lenght", "3"], "targets.lenght"),
         (["--micro_batch", "3"], "micro_batch"),
     ):
