@@ -232,6 +232,9 @@ class ClipLoader:
         """
         options: dict[str, Any] = {}
         if self.workers:
+            if self.maker is not None:
+                # Custom operators import it when first called: once here, not in every worker.
+                from torch import _dynamo  # noqa: F401
             options = {
                 "prefetch_factor": self.prefetch,
                 "multiprocessing_context": "spawn" if torch.cuda.is_initialized() else "fork",
