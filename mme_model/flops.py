@@ -1,0 +1,138 @@
+"""Multiply-adds and parameters of a recipe's model (Tables 1, 2 and 7f).
+
+What the papers call FLOPs are multiply-adds of matrix products: those of linear layers, of the
+patch embedding and of attention; norms, softmax and activations are left out. Table 7f's figures
+come out when all patches are embedded and the heads run on all tokens; here only the visible
+patches are embedded and only the masked tokens reach the heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .masking import masked_count
+from .mme import MaskedMotionEncoder, target_widths
+from .recipe import ModelConfig, Recipe
+from .vit import HIDDEN, Shape, decoder_shape, encoder_shape, token_grid
+
+__all__ = ["Counts", "Row7f", "count", "describe", "table7f"]
+
+CLASSES = 400
+"""Kinetics-400's; with their classifier the paper's backbone has 87 M parameters."""
+TABLE_7F = {("joint", 1): 51, ("joint", 2): 55, ("separate", 1): 56, ("separate", 2): 65}
+"""GFLOPs that the paper gives for each kind and depth of decoder, cut to whole numbers."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one clip, in multiply-adds; and of the model, in parameters.
+
+    Attributes
+    ----------
+    run : one forward pass of pre-training, as it runs here.
+    paper : the same as the paper counts it (Table 7f).
+    encoder : the encoder over all patches: fine-tuning (Tables 1 and 2), classifier left out.
+    parameters : of the model that is pre-trained.
+    encoder_parameters : of its encoder.
+    backbone_parameters : of the encoder with a classifier of 400 classes (Tables 1 and 2).
+    visible, masked : tokens of a clip.
+    """
+
+    run: int
+    paper: int
+    encoder: int
+    parameters: int
+    encoder_parameters: int
+    backbone_parameters: int
+    visible: int
+    masked: int
+
+
+class Row7f(NamedTuple):
+    """A line of Table 7f: decoders, their depth, our counts, and the paper's GFLOPs."""
+
+    decoders: str
+    depth: int
+    counts: Counts
+    paper_giga: int
+
+
+def count(recipe: Recipe) -> Counts:
+    """Count; ValueError for a model or a mask that cannot be."""
+    model, targets = recipe.model, recipe.targets
+    grid = token_grid(targets)
+    tokens = grid[0] * grid[1] * grid[2]
+    masked = masked_count(recipe.mask, grid)
+    visible = tokens - masked
+    encoder, decoder, widths = encoder_shape(model), decoder_shape(model), target_widths(targets)
+    decoders = 1 if model.decoders == "joint" else len(widths)
+
+    embed = 3 * targets.tubelet * targets.patch**2 * encoder.width
+    heads = _heads(model, decoder.width, widths.values())
+    between = _blocks(visible, encoder) + decoders * (
+        visible * encoder.width * decoder.width + _blocks(tokens, decoder)
+    )
+    with torch.device("meta"):
+        whole = MaskedMotionEncoder(model, targets)
+    own = _parameters(whole.encoder)
+    return Counts(
+        run=visible * embed + between + masked * heads,
+        paper=tokens * embed + between + tokens * heads,
+        encoder=tokens * embed + _blocks(tokens, encoder),
+        parameters=_parameters(whole),
+        encoder_parameters=own,
+        backbone_parameters=own + (encoder.width + 1) * CLASSES,
+        visible=visible,
+        masked=masked,
+    )
+
+
+def table7f(recipe: Recipe | None = None) -> list[Row7f]:
+    """Table 7f: one decoder or one for each target, of one block or two; the paper's recipe."""
+    base = recipe if recipe is not None else Recipe()
+    rows = []
+    for (decoders, depth), giga in TABLE_7F.items():
+        model = base.model.replace(decoders=decoders, decoder_depth=depth)
+        rows.append(Row7f(decoders, depth, count(base.replace(model=model)), giga))
+    return rows
+
+
+def describe(recipe: Recipe) -> str:
+    """The counts in lines of text."""
+    counts, decoder = count(recipe), decoder_shape(recipe.model)
+    encoder = encoder_shape(recipe.model)
+    return "\n".join(
+        (
+            f"encoder: width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}; "
+            f"{recipe.model.decoders} decoder: width {decoder.width}, depth {decoder.depth}, "
+            f"heads {decoder.heads}",
+            f"tokens of a clip: {counts.visible} visible, {counts.masked} masked",
+            f"pre-training: {counts.run / 1e9:.1f} G multiply-adds a clip "
+            f"({counts.paper / 1e9:.1f} G as the paper counts), "
+            f"{counts.parameters / 1e6:.1f} M parameters",
+            f"fine-tuning: {counts.encoder / 1e9:.1f} G multiply-adds a clip, "
+            f"{counts.encoder_parameters / 1e6:.1f} M parameters "
+            f"({counts.backbone_parameters / 1e6:.1f} M with a classifier of {CLASSES})",
+        )
+    )
+
+
+def _blocks(tokens: int, shape: Shape) -> int:
+    """Four d×d products (q, k, v, output), two of d×4d, and attention's two of tokens×tokens."""
+    width = shape.width
+    return shape.depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+def _heads(model: ModelConfig, width: int, outputs: Iterable[int]) -> int:
+    """Of one token, over all targets."""
+    if model.head == "linear":
+        return sum(width * out for out in outputs)
+    return sum(width * HIDDEN + HIDDEN * out for out in outputs)
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
