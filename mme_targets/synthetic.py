@@ -133,9 +133,9 @@ def render_scene(
     for t in range(frames):
         picture = torch.zeros(3, height, width)
         for texture, matrix, shift, radius in zip(textures, matrices, shifts, radii, strict=True):
-            rows, columns = _box(matrix[t], shift[t], radius, height, width)
+            rows, columns = reach(matrix[t], shift[t], radius, height, width)
             back = torch.linalg.inv(matrix[t])
-            fixed = _affine(back, -back @ shift[t], rows, columns)
+            fixed = affine(back, -back @ shift[t], rows, columns)
             away = fixed.square().sum(0).sqrt()
             # One pixel of soft edge, so that motion below a pixel shows there as well.
             cover = (radius - away + 0.5).clamp(0, 1).float()
@@ -143,7 +143,7 @@ def render_scene(
             part += cover * (_sample(texture, fixed) - part)
             if t + 1 < frames:
                 onward = matrix[t + 1] @ back
-                move = _affine(
+                move = affine(
                     onward - torch.eye(2).double(), shift[t + 1] - onward @ shift[t], rows, columns
                 )
                 part = flow[t, :, rows, columns]
@@ -152,20 +152,20 @@ def render_scene(
     return Scene(pictures, flow, matrices, shifts, radii)
 
 
-def _box(
+def reach(
     matrix: torch.Tensor, shift: torch.Tensor, radius: float, height: int, width: int
 ) -> tuple[slice, slice]:
     """Rows and columns of the frame that a disc can reach."""
     if math.isinf(radius):
         return slice(0, height), slice(0, width)
-    reach = (radius + 1) * float(matrix.norm()) + 1
+    far = (radius + 1) * float(matrix.norm()) + 1
     x, y = shift.tolist()
-    rows = slice(max(0, math.floor(y - reach)), max(0, min(height, math.ceil(y + reach))))
-    columns = slice(max(0, math.floor(x - reach)), max(0, min(width, math.ceil(x + reach))))
+    rows = slice(max(0, math.floor(y - far)), max(0, min(height, math.ceil(y + far))))
+    columns = slice(max(0, math.floor(x - far)), max(0, min(width, math.ceil(x + far))))
     return rows, columns
 
 
-def _affine(matrix: torch.Tensor, shift: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+def affine(matrix: torch.Tensor, shift: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
     """[2, h, w] float64: matrix @ (x, y) + shift at every pixel of the box."""
     x = torch.arange(columns.start, columns.stop, dtype=torch.float64)
     y = torch.arange(rows.start, rows.stop, dtype=torch.float64)[:, None]
@@ -214,15 +214,28 @@ def _texture(random: torch.Generator, tint: int) -> torch.Tensor:
     noise = torch.randn(3, _TILE, _TILE, generator=random)
     # Shared between the channels in part: the colours of one thing belong together.
     noise = 0.25 * noise + noise.mean(0)
-    fall = torch.fft.fftfreq(_TILE)
-    radius = (fall[:, None] ** 2 + fall[: _TILE // 2 + 1] ** 2).sqrt()
+    x, y = waves(_TILE)
+    radius = (x**2 + y**2).sqrt()
     # Wavelengths from about 8 px, which resampling keeps, to 128 px.
     shape = torch.exp(-((radius * 9) ** 2)) * (radius > 1 / 128) / (radius**1.3 + 1 / 512)
-    total: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * shape, s=(_TILE, _TILE))
-    total = total / total.std()
+    total = shaped(noise, shape)
     hue = 2 * math.pi * torch.tensor([0.0, 1.0, 2.0]) / 3 + 2.4 * tint
     base = 128 + (0 if tint == 0 else 50) * torch.cos(hue)
     return base[:, None, None] + 34 * total
+
+
+def waves(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Horizontal [1, side/2+1] and vertical [side, 1] frequencies of `shaped`, waves a texel."""
+    return torch.fft.rfftfreq(side)[None], torch.fft.fftfreq(side)[:, None]
+
+
+def shaped(noise: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
+    """Noise [..., side, side] with its spectrum scaled by `spectrum` [side, side/2+1], standard
+    deviation 1; it repeats.
+    """
+    side = noise.shape[-1]
+    total: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * spectrum, s=(side, side))
+    return total / total.std()
 
 
 def _sample(texture: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,197 @@
+"""Where clips come from: lists of videos, folders, single files, or the built-in generator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from mme_targets.video import decode, probe
+
+from .keys import share
+from .lists import SUFFIXES, Entry, VideoList, read_list
+from .recipe import ClipConfig
+
+__all__ = ["Source", "VideoSource", "open_source", "read_folder"]
+
+_LOOKED_AT = 20
+"""Files of a list looked for before it is used; where not one is there, its root is wrong."""
+
+
+class Source(Protocol):
+    """Videos by number. Holds no open file, and pickles: loader workers get a copy."""
+
+    def __len__(self) -> int:
+        """How many videos there are."""
+
+    def name(self, index: int) -> str:
+        """What the video is called in messages and in `skipped.csv`."""
+
+    def label(self, index: int) -> int:
+        """Its class, from 0; -1 where none is known."""
+
+    def frames(self, index: int) -> int:
+        """How many frames it has. VideoError where it cannot be read."""
+
+    def read(self, index: int, indices: Sequence[int]) -> torch.Tensor:
+        """Frames [F, 3, H, W] uint8 RGB by ascending index. VideoError where one is unreadable."""
+
+
+class VideoSource:
+    """Video files.
+
+    Parameters
+    ----------
+    videos : what `read_list` or `read_folder` gives.
+    short_side : resize the short side to this as frames are decoded, px; 0 keeps the size.
+    """
+
+    def __init__(self, videos: VideoList, *, short_side: int = 0) -> None:
+        self.videos = videos
+        self.short_side = short_side
+
+    def __len__(self) -> int:
+        return len(self.videos.entries)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty where none are known."""
+        return self.videos.classes
+
+    def name(self, index: int) -> str:
+        """The path as the list has it."""
+        return self.videos.entries[index].name
+
+    def label(self, index: int) -> int:
+        """The class, from 0; -1 where none is known."""
+        return self.videos.entries[index].label
+
+    def frames(self, index: int) -> int:
+        """The number of frames, counted from the packets; `read` then knows where they lie."""
+        return probe(self.videos.entries[index].path).frames
+
+    def read(self, index: int, indices: Sequence[int]) -> torch.Tensor:
+        """Decode frames [F, 3, H, W] uint8 RGB; `indices` ascend and may repeat."""
+        path = self.videos.entries[index].path
+        return decode(path, indices, short_side=self.short_side or None).frames
+
+
+def read_folder(folder: str | os.PathLike[str]) -> VideoList:
+    """All videos below `folder`, sorted by their path.
+
+    Where each lies in a folder of its own class, one level deep, the sorted names of these folders
+    are the classes.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder.
+    ValueError
+        If it holds no video, by the names' endings.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: there is no such folder")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is not a folder")
+    names = sorted(
+        Path(at, file).relative_to(root).as_posix()
+        for at, _, files in os.walk(root, followlinks=True)
+        for file in files
+        if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
+    )
+    if not names:
+        raise ValueError(
+            f"{root}: holds no video; looked for names that end in {' '.join(sorted(SUFFIXES))}"
+        )
+    parts = [name.split("/") for name in names]
+    classes: tuple[str, ...] = ()
+    if all(len(part) == 2 for part in parts):
+        classes = tuple(sorted({part[0] for part in parts}))
+    of = {name: number for number, name in enumerate(classes)}
+    entries = [
+        Entry(str(root / name), of.get(part[0], -1), part[0] if classes else "", name)
+        for name, part in zip(names, parts, strict=True)
+    ]
+    return VideoList(tuple(entries), classes, "folder", str(root))
+
+
+def open_source(
+    spec: str,
+    clips: ClipConfig,
+    *,
+    seed: int = 0,
+    held_out: bool = False,
+    frames: int = 64,
+    size: int = 128,
+) -> Source:
+    """Open what a recipe's `data` or `val` names.
+
+    Parameters
+    ----------
+    spec : "synthetic" (`clips.clips` videos) or "synthetic:N"; a folder of videos; a video, by the
+        ending of its name; any other file, and a folder of HMDB51's splits, is a list.
+    clips : `format`, `root`, `fraction`, `short_side` and `clips` are read.
+    seed : of synthetic videos, and of which videos are the `fraction`. A smaller fraction is part
+        of a larger one, wherever the videos lie.
+    held_out : for measurements: all of a list whatever the `fraction`, its test or validation split
+        where it holds several, and other synthetic videos than those of training.
+    frames, size : length and side of synthetic videos, px.
+
+    Raises
+    ------
+    OSError
+        If there is nothing at `spec`, or none of the first files of a list is where it says.
+    ValueError
+        If there is no video in it, or it is no list (naming file and line).
+    """
+    if spec == "synthetic" or spec.startswith("synthetic:"):
+        from .synthetic import SyntheticVideos
+
+        count = _count(spec) if ":" in spec else clips.clips
+        if not held_out:
+            count = max(1, round(count * clips.fraction))
+        return SyntheticVideos(count, seed=seed, frames=frames, size=size, held_out=held_out)
+    videos = _videos(spec, clips, "val" if held_out else "train")
+    if clips.fraction < 1 and not held_out:
+        kept = [e for e in videos.entries if share(seed, e.name) < clips.fraction]
+        if not kept:
+            raise ValueError(
+                f"{spec}: fraction {clips.fraction:g} keeps none of {len(videos.entries)} videos"
+            )
+        videos = videos._replace(entries=tuple(kept))
+    return VideoSource(videos, short_side=clips.short_side)
+
+
+def _count(spec: str) -> int:
+    text = spec.partition(":")[2]
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"data is {spec!r}; synthetic: must be followed by a number of videos")
+    return int(text)
+
+
+def _videos(spec: str, clips: ClipConfig, split: str) -> VideoList:
+    path = Path(spec)
+    if not spec:
+        raise ValueError("data is empty; must name a list, a folder, a video or synthetic")
+    if not path.exists():
+        raise FileNotFoundError(f"{spec}: there is no such list, folder or video")
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return VideoList((Entry(spec, -1, "", path.name),), (), "video", str(path.parent))
+    if path.is_dir() and clips.format != "hmdb51" and not _holds_splits(path):
+        return read_folder(path)
+    videos = read_list(path, clips.format, root=clips.root, split=split)
+    first = videos.entries[:_LOOKED_AT]
+    if not any(os.path.exists(entry.path) for entry in first):
+        raise FileNotFoundError(
+            f"{spec}: not one of its first {len(first)} videos is there; looked in "
+            f"{videos.root or '.'} for {first[0].name} and so on; is clips.root right?"
+        )
+    return videos
+
+
+def _holds_splits(folder: Path) -> bool:
+    return any(folder.glob("*_test_split[123].txt"))
