@@ -26,7 +26,7 @@ from .keys import rng
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .data import Batch
+    from .batch import Batch
     from .sheet import Bytes
 
 __all__ = ["Distances", "Reconstruction", "reconstruct", "reconstruct_video", "sheet"]

@@ -68,6 +68,7 @@ def draw_sheet(
         check_writable(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.image import imsave
 
     height, width = reconstructions[0].frames.shape[2:]
     scale = max(1, round(panel / width))
@@ -90,7 +91,7 @@ def draw_sheet(
         + 0.1,
     )
     figure = Figure(figsize=size, dpi=DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
 
     def write(x: float, y: float, words: str, **more: Any) -> None:
         figure.text(x / size[0], 1 - y / size[1], words, **(text | more))
@@ -103,22 +104,22 @@ def draw_sheet(
         for start in shown:
             write(GAP, top + LABEL - 0.05, one.times[start], va="bottom")
             top += LABEL
-            for column, picture in enumerate(_panels(one, start, scale)):
+            for column, image in enumerate(_panels(one, start, scale)):
                 left = GAP + column * (across + GAP)
                 box = (left / size[0], 1 - (top + down) / size[1],
                        across / size[0], down / size[1])  # fmt: skip
                 axes = figure.add_axes(box)
-                axes.imshow(picture, interpolation="none", aspect="auto")
+                axes.imshow(image, interpolation="none", aspect="auto")
                 axes.set_axis_off()
             top += down
         write(GAP, top + 0.08, caption, va="top", linespacing=1.3)
         top += (caption.count("\n") + 1) * line + 0.22
     write(GAP, top, foot, va="top", linespacing=1.3, color="#777777")
     canvas.draw()
-    picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    picture: Bytes = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     if path is not None:
         with atomic_path(path) as beside:
-            figure.savefig(beside, format="png")
+            imsave(beside, picture, format="png")
     return picture
 
 
@@ -128,9 +129,9 @@ def _caption(one: Reconstruction) -> str:
     if not apart.tracks:
         return f"{name}no track of a masked patch stays in the frame and in the video."
     return (
-        f"{name}predicted ends are {apart.predicted:.2f} px from the true ones, in the mean of "
-        f"{apart.tracks} tracks of the clip;\n"
-        f"ends where zero is predicted {apart.zero:.2f} px; the true tracks go {apart.still:.2f} px."
+        f"{name}predicted ends are {apart.predicted:.2f} px from the true ones, in the mean of the "
+        f"clip's {apart.tracks} tracks;\n"
+        f"predicting zero, {apart.zero:.2f} px; the true tracks go {apart.still:.2f} px."
     )
 
 
