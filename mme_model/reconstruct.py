@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 from mme_targets import MotionTargets, TargetConfig, Targets
 from mme_targets.region import crop_frames
-from mme_targets.targets import names
+from mme_targets.targets import Target, names
 
 from .keys import rng
 from .recipe import Recipe
 
 if TYPE_CHECKING:
     from .batch import Batch
-    from .sheet import Bytes
 
 __all__ = ["Distances", "Reconstruction", "reconstruct", "reconstruct_video", "sheet"]
 
@@ -156,7 +155,9 @@ def reconstruct(
                 zero=zero,
                 shown=_on_grid(counted, (starts, *patches)),
                 name=clip_names[clip] if clip_names else "",
-                times=tuple(f"frame {s * config.tubelet + 1}" for s in range(starts)),
+                times=tuple(
+                    f"frame {s * config.tubelet + 1} of {rgb.shape[1]}" for s in range(starts)
+                ),
             )
         )
     return made
@@ -208,7 +209,7 @@ def reconstruct_video(
     (found,) = reconstruct(model, recipe, rgb, masked, made, clip_names=[Path(path).name])
     first = one.plan.rgb[:: config.tubelet]
     times = tuple(f"frame {one.clip.indices[i]}  ·  {one.clip.times[i]:.2f} s" for i in first)
-    return _with_times(found, times)
+    return replace(found, times=times)
 
 
 def sheet(
@@ -228,10 +229,7 @@ def sheet(
     if batch.targets is None:
         raise ValueError("batch.targets is None; a sheet of tracks needs them made")
     few = Targets(
-        {
-            name: type(target)(*(part[:clips] for part in target))
-            for name, target in batch.targets.items()
-        }
+        {name: Target(*(part[:clips] for part in target)) for name, target in batch.targets.items()}
     )
     shown = reconstruct(
         model,
@@ -241,7 +239,7 @@ def sheet(
         few,
         clip_names=[Path(name).name for name in batch.names[:clips]],
     )
-    picture: Bytes = draw_sheet(shown, rows=rows, panel=448, note=_note(recipe))
+    picture = draw_sheet(shown, rows=rows, panel=448, note=_note(recipe))
     return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
 
@@ -308,12 +306,6 @@ def _note(recipe: Recipe) -> str:
     if recipe.clips.shuffle == "none":
         return ""
     return "Frames are shuffled: tracks may have begun on another one than they are drawn on."
-
-
-def _with_times(found: Reconstruction, times: tuple[str, ...]) -> Reconstruction:
-    from dataclasses import replace
-
-    return replace(found, times=times)
 
 
 def _paths(moves: Tensor, masked: Tensor, grid: tuple[int, ...], config: TargetConfig) -> Tensor:

@@ -79,8 +79,9 @@ def draw_sheet(
     notes = [_caption(one) for one in reconstructions]
     chosen = [_rows(one, rows) for one in reconstructions]
     foot = (
-        "Tracks run from dark to light, on masked patches alone; those that leave the frame are "
-        "left out.\nPredictions are scaled by the true mean and deviation of their patch. " + note
+        "Tracks run from dark to light, on masked patches alone; those that leave the frame or the "
+        "video are left out.\n"
+        f"Predictions are scaled by the true mean and deviation of their patch. {note}"
     )
     size = (
         len(COLUMNS) * (across + GAP) + GAP,
