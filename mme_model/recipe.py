@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """The video transformer (§3.2, §4, Table 7f). 0 takes what `size` says."""
@@ -80,7 +84,7 @@ class LossConfig(Config):
         if not isinstance(self.weights, Mapping):
             self._fail("weights", "must be a mapping from target to weight")
         for name, weight in self.weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
+            if not _is_number(weight) or not weight >= 0:
                 self._fail("weights", f"{name} must have a weight of 0 or more")
 
 
@@ -115,7 +119,7 @@ class ClipConfig(Config):
     """Stop when more than this share of the videos met so far cannot be read."""
 
     def _check_together(self) -> None:
-        if not self.scales or not all(0 < s <= 1 for s in self.scales):
+        if not self.scales or not all(_is_number(s) and 0 < s <= 1 for s in self.scales):
             self._fail("scales", "must be numbers in (0, 1], at least one")
 
 
@@ -163,7 +167,7 @@ class TrainConfig(Config):
     """Steps between sheets of tracks for TensorBoard; 0: none."""
 
     def _check_together(self) -> None:
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+        if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
             self._fail("betas", "must be two numbers in [0, 1)")
 
 
@@ -234,20 +238,27 @@ def resolve(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     import yaml
 
     path = _path(name, seen)
-    key = str(path)
+    key = str(path.resolve())
     if key in seen:
         raise ConfigError(f"recipe {name}: its bases go in a circle: {' -> '.join((*seen, key))}")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path}: {error}") from None
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # YAML's own account takes several lines, and an error is one.
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"recipe {path}: not YAML: {reason}") from None
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"recipe {path}: must be a mapping of fields")
+        raise ConfigError(f"recipe {path}: is {type(values).__name__}; must be a mapping of fields")
     base = values.pop("base", None)
     return values if base is None else _merged(resolve(base, (*seen, key)), values)
 
 
 def _path(name: str | Path, seen: tuple[str, ...]) -> Path:
+    whose = f"recipe {seen[-1]}: its base: " if seen else "recipe: "
+    if not isinstance(name, (str, Path)):
+        raise ConfigError(f"{whose}is {name!r}; must be a name or a path")
     text = str(name)
     known = Path(str(files("mme_model") / "recipes" / f"{text}.yaml"))
     if not text.endswith((".yaml", ".yml")) and known.is_file():
@@ -260,7 +271,7 @@ def _path(name: str | Path, seen: tuple[str, ...]) -> Path:
 
     near = difflib.get_close_matches(text, recipe_names(), 3, 0.4)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise ConfigError(f"there is no recipe {text!r}, by name or as a file{hint}")
+    raise ConfigError(f"{whose}there is no recipe {text!r}, by name or as a file{hint}")
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

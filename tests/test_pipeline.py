@@ -122,6 +122,24 @@ def test_hog_without_interpolation_is_the_middle_frames() -> None:
     torch.testing.assert_close(made[:, (1 * 3 + 1) * 4 + 2], wanted)
 
 
+def test_the_middle_frames_hog_stands_beside_interpolated_motion() -> None:
+    """Table 5's HOG + Traj. w/o shape: `hog_interpolate` is of HOG alone."""
+    both = small(targets=("hog", "position"), norm="none")
+    config = both.replace(hog_interpolate=False)
+    frames, flow = inputs(config)
+    made = MotionTargets(config)(frames, flow=flow)
+    plan = ClipPlan.build(config)
+    assert plan == ClipPlan.build(both), "the tracks read the frames that they read before"
+    sparse = small(targets=("hog",), norm="none", interpolate=False)
+    place = {frame: i for i, frame in enumerate(plan.frames)}
+    order = [place.get(frame, 0) for frame in ClipPlan.build(sparse).frames]
+    alone = MotionTargets(sparse)(frames[:, order])["hog"].values
+    assert torch.equal(made["hog"].values, alone)
+    moved = MotionTargets(both)(frames, flow=flow)
+    assert torch.equal(made["position"].values, moved["position"].values)
+    assert moved["hog"].values.shape[-1] == 6 * alone.shape[-1]
+
+
 def test_interpolated_hog_reads_every_raw_frame() -> None:
     config = small(targets=("hog",), norm="none")
     frames, flow = inputs(config)
