@@ -43,7 +43,8 @@ def _main(words: list[str]) -> int:
         parser = ArgumentParser(
             prog="mme",
             usage="mme COMMAND [option ...]",
-            description="Motion targets from raw video (Masked Motion Encoding, CVPR 2023).",
+            description="Motion targets from raw video, and the video transformer that they train "
+            "(Masked Motion Encoding, CVPR 2023).",
             epilog="commands:\n" + "\n".join(lines) + "\n\nmme COMMAND --help says more of each.",
             formatter_class=type("Plain", (Help,), {"_fill_text": lambda _, text, *__: text}),
             version=mme_targets.__version__,

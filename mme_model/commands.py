@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import sys
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 from mme_targets.cli import Command, field_docs
 from mme_targets.settings import Config
+from mme_targets.targets import names
 
 from .recipe import Recipe, TrainConfig, load_recipe, recipe_names
 
@@ -41,13 +42,16 @@ def _add_recipe(parser: Any) -> None:
         title = {Recipe: "data", TrainConfig: "training"}.get(cls, name.rsplit(".", 1)[0])
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
+        hint = typing.get_type_hints(cls)[name.rsplit(".", 1)[-1]]
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
         plain = json.dumps(list(value) if isinstance(value, tuple) else value).strip('"')
         groups[title].add_argument(
             f"--{_option(name)}",
             type=typing.Optional[str],  # noqa: UP045
             default=None,
-            metavar="VALUE",
-            help=f"{doc} (without a recipe: {plain or 'empty'})".replace("%", "%%"),
+            metavar="|".join(choices)
+            or {bool: "BOOL", int: "N", float: "X"}.get(type(value), "TEXT"),
+            help=f"{doc} [{plain or 'empty'}]".replace("%", "%%"),
         )
 
 
@@ -115,10 +119,14 @@ def run_recipes(args: Any) -> int:
     from importlib.resources import files
 
     for name in recipe_names():
-        text = (files("mme_model") / "recipes" / f"{name}.yaml").read_text()
-        first = text.splitlines()[0] if text.startswith("#") else ""
-        print(f"{name:<28} {first.lstrip('# ')}")
+        text = (files("mme_model") / "recipes" / f"{name}.yaml").read_text().splitlines()
+        about = " ".join(line.lstrip("# ") for line in itertools.takewhile(_is_comment, text))
+        print(f"{name:<30} {about.partition('. ')[0].rstrip('.')}")
     return 0
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
 
 
 def _add_info(parser: Any) -> None:
@@ -127,9 +135,22 @@ def _add_info(parser: Any) -> None:
 
 def run_info(args: Any) -> int:
     """`mme info`."""
-    from .flops import report
+    from rich.console import Console
+    from rich.table import Table
 
-    report(recipe_of(args), sys.stdout)
+    from .flops import describe, table7f
+
+    recipe = recipe_of(args)
+    print(describe(recipe))
+    if recipe.model.size == "base" and set(names(recipe.targets)) == {"position", "shape"}:
+        table = Table(title="Table 7f: multiply-adds of a clip", title_justify="left")
+        for name in ("decoders", "depth", "here", "as the paper counts", "the paper"):
+            table.add_column(name, justify="left" if name == "decoders" else "right")
+        for row in table7f(recipe):
+            here, there = row.counts.run / 1e9, row.counts.paper / 1e9
+            table.add_row(row.decoders, str(row.depth), f"{here:.1f} G", f"{there:.1f} G",
+                          f"{row.paper_giga} G")  # fmt: skip
+        Console(soft_wrap=True).print(table)
     return 0
 
 
@@ -151,7 +172,9 @@ COMMANDS = {
         "pre-train a video transformer on raw videos",
         "mme pretrain [--recipe NAME] [--data LIST|DIR|synthetic] --out DIR [option ...]",
         "Masked Motion Encoding: predict the motion in masked patches, with targets made inline. "
-        "On several GPUs: torchrun --nproc_per_node N -m mme_model pretrain …",
+        "On several GPUs: torchrun --nproc_per_node N -m mme_model pretrain … "
+        "Every field of a recipe can be changed here; in brackets stands the paper's or else a "
+        "usual value, which holds unless the recipe says otherwise.",
         _add_pretrain,
         run_pretrain,
     ),

@@ -108,11 +108,17 @@ class Pretraining:
         most = -(-count // world)
         size = min(16, most)
         if self._held is None:
-            options = {"device": device.type, "count": count, "micro_batch": size}
-            own = held_out_batches(self.recipe, self.val, **options, rank=rank, world=world)
             # With fewer clips than processes some run the model on another's, which do not count.
-            self._held = own if len(own) else held_out_batches(self.recipe, self.val, **options)
-            self._counts = len(own) > 0
+            self._counts = rank < count
+            self._held = held_out_batches(
+                self.recipe,
+                self.val,
+                device=device,
+                count=count,
+                micro_batch=size,
+                rank=rank if self._counts else 0,
+                world=world,
+            )
         runs = 0
         for batch in self._held:
             made = self._prepare(batch, device)
