@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mme_targets.settings import Config
+
 from .recipe import Recipe
 
 __all__ = [
@@ -83,11 +85,14 @@ def save(
     *,
     model: Mapping[str, torch.Tensor],
     optimizer: Mapping[str, Any],
-    recipe: Recipe,
+    recipe: Config,
+    kind: str = "pretrain",
     score: float | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint; `optimizer` as `torch.optim` lays it out, by the parameters' names.
+    """Write a checkpoint of a job of that `kind`.
+
+    `optimizer` is as `torch.optim` lays it out, by the parameters' names.
 
     Raises
     ------
@@ -102,7 +107,7 @@ def save(
     final = folder / f"step-{step:09d}"
     beside = folder / f".{final.name}.{secrets.token_hex(4)}"
     moments = {f"{name}/{k}": v for name, one in optimizer["state"].items() for k, v in one.items()}
-    about = {"format": FORMAT, "recipe": recipe.to_json(), "step": str(step)}
+    about = {"format": FORMAT, "kind": kind, "recipe": recipe.to_json(), "step": str(step)}
     try:
         beside.mkdir()
         save_file(_apart(model), str(beside / "model.safetensors"), metadata=about)
@@ -186,7 +191,7 @@ def load_model(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Mo
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except Exception as error:
         raise OSError(f"{file} cannot be read: {error}") from error
-    if about.get("format") != FORMAT:
+    if about.get("format") != FORMAT or about.get("kind") != "pretrain":
         raise ValueError(f"{file} is no checkpoint of `mme pretrain` (format {FORMAT})")
     recipe = Recipe.from_json(about["recipe"])
     model = MaskedMotionEncoder(recipe.model, recipe.targets).to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -121,7 +122,8 @@ def run_recipes(args: Any) -> int:
     for name in recipe_names():
         text = (files("mme_model") / "recipes" / f"{name}.yaml").read_text().splitlines()
         about = " ".join(line.lstrip("# ") for line in itertools.takewhile(_is_comment, text))
-        print(f"{name:<30} {about.partition('. ')[0].rstrip('.')}")
+        first = re.split(r"(?<!Fig)\. ", about)[0]
+        print(f"{name:<30} {first.rstrip('.')}")
     return 0
 
 

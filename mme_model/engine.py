@@ -25,7 +25,7 @@ from . import checkpoints, keys
 from .checkpoints import Checkpoint
 from .errors import TrainingError
 from .logs import Log, Progress
-from .recipe import Recipe, TrainConfig
+from .recipe import TrainConfig
 
 __all__ = ["Job", "accelerator", "learning_rate", "train"]
 
@@ -33,7 +33,10 @@ __all__ = ["Job", "accelerator", "learning_rate", "train"]
 class Job(Protocol):
     """What is trained."""
 
-    recipe: Recipe
+    kind: str
+    """What checkpoints and summaries call it: "pretrain", …"""
+    recipe: Any
+    """A config with `train`, a `TrainConfig`."""
     model: nn.Module
     steps: int
     steps_per_epoch: int
@@ -41,6 +44,10 @@ class Job(Protocol):
     """Parameter groups with their weight decay."""
     judged: bool
     """Whether there are held-out clips, whose loss then names the best checkpoint."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the summary says of the data."""
 
     def batches(self, start: int, rank: int, world: int, device: torch.device) -> Iterator[Any]:
         """Micro-batches of this process from step `start` on, each on the device."""
@@ -309,7 +316,8 @@ class _Run:
             try:
                 checkpoints.save(
                     self.out, self.step, model=weights, optimizer=moments,
-                    recipe=self.job.recipe, score=score, state={"scaler": scaler},
+                    kind=self.job.kind, recipe=self.job.recipe, score=score,
+                    state={"scaler": scaler},
                 )  # fmt: skip
                 checkpoints.prune(self.out, self.config.keep)
             except OSError as error:

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from mme_targets import ClipPlan
-from mme_targets.files import atomic_path
 
 from . import keys
 from .batch import Batch
-from .checkpoints import Checkpoint, checkpoints, latest
 from .data import HeldOut, clip_loader, held_out_batches
-from .engine import train
 from .errors import TrainingError
 from .inline import TargetMaker
 from .mme import MaskedMotionEncoder, motion_loss, zero_loss
 from .prefetch import Clock, prefetched
 from .recipe import Recipe
+from .runs import run
 from .sources import Source, open_source
 
 __all__ = ["Pretraining", "pretrain"]
-
-FREE = (
-    "data", "val", "clips.root", "clips.workers", "clips.prefetch", "clips.max_unreadable",
-    "train.epochs", "train.steps", "train.micro_batch", "train.precision", "train.compile",
-    "train.checkpoint_every", "train.keep", "train.val_every", "train.val_clips",
-    "train.picture_every",
-)  # fmt: skip
-"""Fields that a run may change when it goes on; any other would make it another run."""
 
 
 class Pretraining:
@@ -51,6 +37,8 @@ class Pretraining:
     ValueError, OSError
         Where the data cannot be opened, are fewer than a batch, or the mask leaves nothing.
     """
+
+    kind = "pretrain"
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -128,6 +116,11 @@ class Pretraining:
         for _ in range(runs, -(-most // size)):
             yield made, 0
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the summary says of the data."""
+        return {"videos": len(self.source), "skipped": len(self._lost)}
+
     def check(self, seen: list[Batch]) -> None:
         """Stop where more than the set share of the videos met cannot be read."""
         for batch in seen:
@@ -182,22 +175,7 @@ def pretrain(
     ValueError, OSError, TrainingError
         Wrong settings; data or folder that cannot be used; a loss that is not finite.
     """
-    folder = Path(out)
-    first = int(os.environ.get("RANK", "0")) == 0
-    began = latest(folder) if resume == "auto" else None
-    if first:
-        _settle(recipe, folder, resume, began)
-    job = Pretraining(recipe)
-    if began and began.step >= job.steps:
-        print(f"{folder}: all {job.steps} steps are done", file=sys.stderr)
-        return _read_summary(folder)
-    if first:
-        about = f"{len(job.source)} videos, {job.steps} steps of {recipe.train.batch_size} clips"
-        again = f", from step {began.step}" if began else ""
-        print(f"pre-training on {recipe.data}: {about}{again} -> {folder}", file=sys.stderr)
-    clock = time.perf_counter()
-    record = train(job, folder, began, cpu)
-    return _summary(job, folder, record, time.perf_counter() - clock) if first else {}
+    return run(lambda: Pretraining(recipe), recipe, out, resume=resume, cpu=cpu)
 
 
 def _open(recipe: Recipe, spec: str, held_out: bool) -> Source:
@@ -223,74 +201,3 @@ def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
         plain = parameter.ndim <= 1 or name.endswith(("bias", "mask_token"))
         (rest if plain else matrices).append(parameter)
     return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def _settle(recipe: Recipe, folder: Path, resume: str, began: Checkpoint | None) -> None:
-    """Make sure of the folder, and of the recipe that a run goes on with."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--out is {folder}, which is a file; must be a folder")
-    kept = folder / "recipe.yaml"
-    if resume == "never" and checkpoints(folder):
-        raise ValueError(
-            f"{folder} holds a run already; --resume auto goes on with it, or choose another --out"
-        )
-    if began and kept.is_file():
-        old, new = _flat(Recipe.load(kept).to_dict()), _flat(recipe.to_dict())
-        changed = {k: (old.get(k), new.get(k)) for k in {*old, *new} if old.get(k) != new.get(k)}
-        bad = [f"  {k}: {was} -> {now}" for k, (was, now) in sorted(changed.items())
-               if k not in FREE]  # fmt: skip
-        if bad:
-            raise ValueError(
-                f"{folder} was begun with another recipe, and would become another run:\n"
-                + "\n".join(bad)
-            )
-        for name, (was, now) in sorted(changed.items()):
-            print(f"{name}: {was} -> {now} from here on", file=sys.stderr)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(kept) as beside:
-        beside.write_text(recipe.to_yaml())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        out |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return out
-
-
-def _summary(job: Pretraining, folder: Path, record: dict[str, Any], took: float) -> dict[str, Any]:
-    """What was run, by what, and what came of it."""
-    import platform
-
-    import mme_targets
-
-    best = min(
-        (c for c in checkpoints(folder) if c.score is not None),
-        key=lambda c: c.score or 0.0,
-        default=None,
-    )
-    values = {
-        "job": "pretrain",
-        "recipe": job.recipe.to_dict(),
-        "videos": len(job.source),
-        "skipped": len(job._lost),
-        "steps": job.steps,
-        "last": record,
-        "best": {"checkpoint": best.path.name, "loss": best.score} if best else None,
-        "seconds": round(took, 1),
-        "versions": {
-            "mme_targets": mme_targets.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    with atomic_path(folder / "summary.json") as beside:
-        beside.write_text(json.dumps(values, indent=2))
-    return values
-
-
-def _read_summary(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
-    values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return values
