@@ -185,10 +185,8 @@ class LastBlock(Block):  # type: ignore[misc]
         weight, bias = attention.qkv.weight, attention.qkv.bias
         query = F.linear(normed[:, -wanted:], weight[:width], bias[:width])
         key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-        heads = [
-            x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value)
-        ]
-        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        split = (x.unflatten(2, (attention.num_heads, -1)) for x in (query, key, value))
+        mixed = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in split))
         asking = asking + attention.proj(mixed.transpose(1, 2).flatten(2))
         found: Tensor = asking + self.mlp(self.norm2(asking))
         return found
