@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import mme_model.recipe
 from mme_model.recipe import Recipe, load_recipe, recipe_names
 from mme_targets import ConfigError, MotionTargets
 
@@ -142,6 +143,8 @@ def differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:
 
 def test_every_recipe_is_accounted_for() -> None:
     assert set(recipe_names()) == {*PRETRAINING, *ABLATIONS, "tiny"}
+    text = (Path(mme_model.recipe.__file__).parent / "recipes" / "README.md").read_text()
+    assert [name for name in recipe_names() if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", sorted(PRETRAINING))
