@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mme_targets import ConfigError, TargetConfig
 from mme_targets.settings import Config, number
@@ -24,8 +24,14 @@ __all__ = [
     "Recipe",
     "TrainConfig",
     "load_recipe",
+    "read_recipe",
     "recipe_names",
 ]
+
+R = TypeVar("R", bound=Config)
+
+PRETRAINING = "recipes"
+"""Folder of this package's pre-training recipes; those of other jobs lie below it."""
 
 
 def _is_number(value: object) -> bool:
@@ -212,32 +218,54 @@ class Recipe(Config):
         return self.targets.frames // self.targets.tubelet, side, side
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    folder = files("mme_model") / "recipes"
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+def recipe_names(folder: str = PRETRAINING) -> list[str]:
+    """The recipes that come with the package, of one kind of job."""
+    found = files("mme_model").joinpath(folder).iterdir()
+    return sorted(f.name[:-5] for f in found if f.name.endswith(".yaml"))
 
 
 def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe by name or path, its bases below it, and `changes` (nested) on top.
+    """Read a pre-training recipe by name or path, its bases below it, and `changes` on top.
+
+    Raises
+    ------
+    ConfigError
+        As `read_recipe`.
+    """
+    return read_recipe(Recipe, name, changes)
+
+
+def read_recipe(
+    cls: type[R],
+    name: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    folder: str = PRETRAINING,
+) -> R:
+    """Read a recipe of any job: `cls` says what it holds, `folder` where the known ones lie.
+
+    Parameters
+    ----------
+    changes : nested values, laid over the recipe's.
 
     Raises
     ------
     ConfigError
         For a recipe that does not exist, bases that go in a circle, unknown or impossible fields.
     """
-    values = _merged(resolve(name), changes or {})
+    values = _merged(resolve(name, folder=folder), changes or {})
     try:
-        return Recipe.from_dict(values)
+        return cls.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from None
 
 
-def resolve(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def resolve(
+    name: str | Path, seen: tuple[str, ...] = (), folder: str = PRETRAINING
+) -> dict[str, Any]:
     """The plain values of a recipe and its bases, unchecked."""
     import yaml
 
-    path = _path(name, seen)
+    path = _path(name, seen, folder)
     key = str(path.resolve())
     if key in seen:
         raise ConfigError(f"recipe {name}: its bases go in a circle: {' -> '.join((*seen, key))}")
@@ -252,15 +280,15 @@ def resolve(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path}: is {type(values).__name__}; must be a mapping of fields")
     base = values.pop("base", None)
-    return values if base is None else _merged(resolve(base, (*seen, key)), values)
+    return values if base is None else _merged(resolve(base, (*seen, key), folder), values)
 
 
-def _path(name: str | Path, seen: tuple[str, ...]) -> Path:
+def _path(name: str | Path, seen: tuple[str, ...], folder: str) -> Path:
     whose = f"recipe {seen[-1]}: its base: " if seen else "recipe: "
     if not isinstance(name, (str, Path)):
         raise ConfigError(f"{whose}is {name!r}; must be a name or a path")
     text = str(name)
-    known = Path(str(files("mme_model") / "recipes" / f"{text}.yaml"))
+    known = Path(str(files("mme_model").joinpath(f"{folder}/{text}.yaml")))
     if not text.endswith((".yaml", ".yml")) and known.is_file():
         return known
     beside = Path(seen[-1]).parent / text if seen else Path(text)
@@ -269,7 +297,7 @@ def _path(name: str | Path, seen: tuple[str, ...]) -> Path:
             return path
     import difflib
 
-    near = difflib.get_close_matches(text, recipe_names(), 3, 0.4)
+    near = difflib.get_close_matches(text, recipe_names(folder), 3, 0.4)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise ConfigError(f"{whose}there is no recipe {text!r}, by name or as a file{hint}")
 

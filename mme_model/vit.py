@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from timm.models.vision_transformer import Block
@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mme_targets import TargetConfig
 from mme_targets.arrays import check_dtype
 
 from .recipe import ModelConfig
 
-__all__ = ["Decoder", "Encoder", "Shape", "decoder_shape", "encoder_shape", "token_grid"]
+__all__ = [
+    "ClipShape",
+    "Decoder",
+    "Encoder",
+    "Shape",
+    "decoder_shape",
+    "encoder_shape",
+    "token_grid",
+]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, of RGB in 0 to 1."""
@@ -30,6 +37,26 @@ HIDDEN = 512
 """Hidden values of the released code's heads."""
 HISTOGRAMS, MOVES = ("shape", "hog", "hof", "mbh"), ("position", "flow")
 """Targets that the "mlp" head bounds to 0…1 and to ±1."""
+
+
+class ClipShape(Protocol):
+    """What a clip is, as `TargetConfig` and the views of fine-tuning say it."""
+
+    @property
+    def frames(self) -> int:
+        """T."""
+
+    @property
+    def tubelet(self) -> int:
+        """Frames of a patch."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, px."""
+
+    @property
+    def size(self) -> int:
+        """Side of a frame, px."""
 
 
 class Shape(NamedTuple):
@@ -71,7 +98,7 @@ def decoder_shape(model: ModelConfig) -> Shape:
     return Shape(width, model.decoder_depth, heads)
 
 
-def token_grid(targets: TargetConfig) -> tuple[int, int, int]:
+def token_grid(targets: ClipShape) -> tuple[int, int, int]:
     """Tokens of a clip in (t, h, w); ValueError if the patches do not fill the crop."""
     if targets.size % targets.patch:
         raise ValueError(
@@ -109,7 +136,7 @@ class PatchEmbed(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, width: int, targets: TargetConfig) -> None:
+    def __init__(self, width: int, targets: ClipShape) -> None:
         super().__init__()
         self.grid = token_grid(targets)
         self.clip = [targets.frames, 3, targets.size, targets.size]
@@ -203,7 +230,7 @@ class Encoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, model: ModelConfig, targets: TargetConfig) -> None:
+    def __init__(self, model: ModelConfig, targets: ClipShape) -> None:
         super().__init__()
         shape = encoder_shape(model)
         self.width = shape.width
