@@ -1,0 +1,87 @@
+"""Checks of the lists that accuracies are measured on: labels, duplicates, and what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .sources import Source
+
+__all__ = ["known_labels", "list_hash", "some", "unique_videos"]
+
+
+def known_labels(source: Source, classes: Sequence[str], spec: str) -> npt.NDArray[np.int64]:
+    """The videos' labels as the classifier numbers them; -1 where unknown.
+
+    Where both the list and the classifier name their classes, labels go by the names, so that a
+    list of some of the classes is understood; else by the numbers.
+
+    Raises
+    ------
+    ValueError
+        For a class that the classifier does not have; names videos and labels.
+    """
+    labels = np.array([source.label(i) for i in range(len(source))], dtype=np.int64)
+    own = tuple(getattr(source, "classes", ()))
+    if own and not all(name.isdecimal() for name in classes):
+        place = {name: number for number, name in enumerate(classes)}
+        foreign = [name for name in own if name not in place]
+        if foreign:
+            raise ValueError(
+                f"{spec}: {len(foreign)} of its {len(own)} classes are not among the classifier's "
+                f"{len(classes)}: {some(foreign)}; it knows {some(classes)}"
+            )
+        to = np.array([place[name] for name in own], dtype=np.int64)
+        labels = np.where(labels >= 0, to[np.maximum(labels, 0)], -1)
+    high = np.flatnonzero(labels >= len(classes))
+    if len(high):
+        worst = [f"{source.name(int(i))} has {labels[i]}" for i in high[:3]]
+        raise ValueError(
+            f"{spec}: {len(high)} labels are out of range: {some(worst, len(high))}; "
+            f"the classifier has {len(classes)} classes, 0 to {len(classes) - 1}"
+        )
+    return labels
+
+
+def unique_videos(source: Source, labels: npt.NDArray[np.int64]) -> tuple[list[int], list[str]]:
+    """Indices of the videos, each once though it may be listed again; and what to say of that.
+
+    Raises
+    ------
+    ValueError
+        For a video that is listed with two labels.
+    """
+    first: dict[str, int] = {}
+    twice: list[str] = []
+    for index in range(len(labels)):
+        name = source.name(index)
+        known = first.setdefault(name, index)
+        if known == index:
+            continue
+        if labels[known] != labels[index]:
+            raise ValueError(
+                f"{name} is listed with the labels {labels[known]} and {labels[index]}; "
+                "it can have one"
+            )
+        twice.append(name)
+    said = f"{len(twice)} videos are listed more than once and count once: {some(twice)}"
+    return list(first.values()), [said] if twice else []
+
+
+def list_hash(source: Source) -> str:
+    """SHA-256 of the videos' names and labels, in order."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(f"{source.name(index)}\0{source.label(index)}\n".encode(
+            errors="surrogateescape"))  # fmt: skip
+    return digest.hexdigest()
+
+
+def some(names: Sequence[str], count: int | None = None) -> str:
+    """The first five of `names`, and how many more there are of `count`."""
+    count = len(names) if count is None else count
+    shown = list(names[:5])
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
