@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mme_targets.files import atomic_path
 
 from .finetune_recipe import FinetuneRecipe, ViewConfig
-from .labels import known_labels, list_hash, some, unique_videos
+from .known import known_labels, list_hash, some, unique_videos
 from .runs import versions
 from .scores import Predictions, confusion, figures, write_classes, write_parquet
 from .sources import Source

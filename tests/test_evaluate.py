@@ -20,7 +20,7 @@ from mme_model.classifier import Classifier
 from mme_model.confusion import confused_pairs, draw_confusion
 from mme_model.evaluate import evaluate, headline, predict
 from mme_model.finetune_recipe import FinetuneRecipe
-from mme_model.labels import known_labels, unique_videos
+from mme_model.known import known_labels, unique_videos
 from mme_model.scores import Predictions, class_rows, confusion, figures, write_classes
 from mme_model.synthetic import CLASSES, SyntheticVideos
 from mme_model.viewing import gathered, groups_of
