@@ -27,13 +27,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from mme_targets.demux import VideoError
 
+from .errors import TrainingError
 from .keys import rng
 from .order import Key
 
 if TYPE_CHECKING:
     from .sources import Source
 
-__all__ = ["Loader", "first_readable", "worker_count"]
+__all__ = ["Loader", "Unreadable", "first_readable", "worker_count"]
 
 TRIES = 10
 """Unreadable videos in a row at which a clip is given up."""
@@ -161,7 +162,7 @@ class Loader(Generic[B]):
             }
         loader: DataLoader[Any] = DataLoader(
             _Batches(self.make),
-            batch_sampler=self.order,  # type: ignore[arg-type]
+            batch_sampler=self.order,
             collate_fn=_itself,
             num_workers=self.workers,
             pin_memory=self.pin,
@@ -171,6 +172,34 @@ class Loader(Generic[B]):
             if isinstance(item, _Failure):
                 raise item.error
             yield item
+
+
+class Unreadable:
+    """Which of the videos met so far could not be read.
+
+    Parameters
+    ----------
+    videos : how many there are.
+    allowed : share of those met that may be unreadable; `field` is what sets it.
+    """
+
+    def __init__(self, videos: int, allowed: float, field: str) -> None:
+        self.videos, self.allowed, self.field = videos, allowed, field
+        self.met: set[str] = set()
+        self.lost: dict[str, str] = {}
+
+    def add(self, batches: Sequence[Any]) -> None:
+        """Count what batches say with `names` and `skipped`; TrainingError where it is too much."""
+        for batch in batches:
+            self.met.update(batch.names)
+            self.lost.update(batch.skipped)
+        met = len(self.met) + len(self.lost)
+        if len(self.lost) > self.allowed * met and met >= min(100, self.videos):
+            raise TrainingError(
+                f"{len(self.lost)} of the {met} videos met cannot be read, more than "
+                f"{self.field} ({self.allowed}) allows; skipped.csv lists them:\n"
+                + "\n".join(f"  {name}: {why}" for name, why in list(self.lost.items())[:10])
+            )
 
 
 def pins(device: torch.device) -> bool:

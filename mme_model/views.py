@@ -165,7 +165,8 @@ def test_views(source: Source, index: int, config: ViewConfig) -> Tensor:
     needed = sorted({i for clip in clips for i in clip})
     place = {frame: at for at, frame in enumerate(needed)}
     frames = source.read(index, needed)
-    boxes = test_boxes(*frames.shape[-2:], config)
+    height, width = frames.shape[-2:]
+    boxes = test_boxes(height, width, config)
     crops = [resize_crop(frames, box, config.size) for box in boxes]
     return torch.stack([crop[[place[i] for i in clip]] for clip in clips for crop in crops])
 
