@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,12 +32,17 @@ from mme_targets.settings import Config
 
 from .recipe import Recipe
 
+if TYPE_CHECKING:
+    from .classifier import Classifier
+    from .finetune_recipe import FinetuneRecipe
+
 __all__ = [
     "Checkpoint",
     "checkpoints",
     "fit_state",
     "latest",
     "load_average",
+    "load_classifier",
     "load_model",
     "load_state",
     "prune",
@@ -219,6 +224,15 @@ def load_model(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Mo
     model = MaskedMotionEncoder(recipe.model, recipe.targets).to(device)
     model.load_state_dict(fit_state(state, model.state_dict(), str(file)))
     return model.eval(), recipe
+
+
+def load_classifier(
+    path: str | os.PathLike[str], device: str = "cpu"
+) -> tuple[Classifier, FinetuneRecipe, list[str]]:
+    """As `convert.load_classifier`: of any format, with its recipe and its classes' names."""
+    from .convert import load_classifier as load
+
+    return load(path, device)
 
 
 def fit_state(

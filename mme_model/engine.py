@@ -75,6 +75,9 @@ class Job(Protocol):
     def picture(self, model: nn.Module) -> Any:
         """A sheet, uint8 [3, H, W], or None."""
 
+    def conclude(self, summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """What a finished run adds to its summary; it may write files of its own to the folder."""
+
 
 @dataclass
 class _Sum:

@@ -129,7 +129,12 @@ class FinetuneRecipe(Config):
     """The classifier on it."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=75, batch_size=128, warmup_epochs=5, min_lr=1e-6, picture_every=0
+            epochs=75,
+            batch_size=128,
+            warmup_epochs=5,
+            min_lr=1e-6,
+            val_clips=10**6,
+            picture_every=0,
         )
     )
     """Optimisation (Table 9), and how a run is kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -64,9 +65,7 @@ class Pretraining:
         self._held: HeldOut | None = None
         self._counts = True
         self._shown: Batch | None = None
-        self._unreadable = Unreadable(
-            count, recipe.clips.max_unreadable, "clips.max_unreadable"
-        )
+        self._unreadable = Unreadable(count, recipe.clips.max_unreadable, "clips.max_unreadable")
 
     def batches(self, start: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         """Micro-batches of this process from step `start` on, with targets, on the device."""
@@ -144,6 +143,10 @@ class Pretraining:
         from .reconstruct import sheet
 
         return sheet(model, self.recipe, self._shown)
+
+    def conclude(self, summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Nothing more to say."""
+        return {}
 
     def _prepare(self, batch: Batch, device: torch.device) -> Batch:
         """On the device, with targets: made there now, or by the loader already."""

@@ -141,6 +141,7 @@ def _summary(job: Job, folder: Path, record: dict[str, Any], took: float) -> dic
         "seconds": round(took, 1),
         "versions": versions(),
     }
+    values |= job.conclude(values, folder)
     with atomic_path(folder / "summary.json") as beside:
         beside.write_text(json.dumps(values, indent=2))
     return values
