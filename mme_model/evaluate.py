@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,28 +18,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mme_targets.files import atomic_path
-
 from .finetune_recipe import FinetuneRecipe, ViewConfig
-from .known import known_labels, list_hash, some, unique_videos
+from .labels import data_hash
+from .listed import known_labels, seen_in_training, some, unique_videos
+from .reports import out_folder, write_report
+from .results import Row
 from .runs import versions
-from .scores import Predictions, confusion, figures, write_classes, write_parquet
+from .scores import Predictions
 from .sources import Source
-from .viewing import (
-    ViewProgress,
-    autocast,
-    gathered,
-    groups_of,
-    in_chunks,
-    view_groups,
-)
+from .view_data import testing_loader
+from .viewing import ViewProgress, autocast, gathered, group_size, in_chunks, share_of
 
-__all__ = ["evaluate", "headline", "predict", "probabilities"]
+__all__ = ["evaluate", "predict", "probabilities"]
 
 BATCH = 16
 """Views that the network takes at once."""
-LISTED = 10
-"""Unreadable videos that are printed; the files name them all."""
 
 
 class _Found(NamedTuple):
@@ -96,7 +88,7 @@ def evaluate(
         raise ValueError(f"batch is {batch}; must be at least 1")
     if unreadable not in ("wrong", "exclude"):
         raise ValueError(f"unreadable is {unreadable!r}; must be wrong or exclude")
-    folder = _folder(out)
+    folder = out_folder(out)
     state = PartialState(cpu=cpu or not torch.cuda.is_available())
     rank, world, main = state.process_index, state.num_processes, state.is_main_process
     model, recipe, classes = load_classifier(checkpoint, state.device)
@@ -105,9 +97,10 @@ def evaluate(
     source = open_videos(spec, config, seed=recipe.train.seed, held_out=True, testing=True)
     labels = known_labels(source, classes, spec)
     videos, notes = unique_videos(source, labels)
-    groups = groups_of(videos, config.test_clips * config.test_crops, batch)[rank::world]
+    size = group_size(config.test_clips * config.test_crops, batch)
+    share = share_of(videos, size, rank, world)
     with autocast(precision, state.device):
-        mine = _run(model, source, config, groups, batch, state.device, main)
+        mine = _run(model, source, config, share, size, batch, state.device, main)
     found = gathered(mine, videos, world)
     made = _predictions(source, labels[videos], found, classes)
     if not np.isfinite(made.probabilities[made.read]).all():
@@ -115,21 +108,18 @@ def evaluate(
     if not made.read.any():
         raise ValueError(f"{spec}: not one of its {len(videos)} videos can be read; the first: "
                          f"{made.names[0]}: {made.reasons[0]}")  # fmt: skip
-    summary = {
+    about = {
         "job": "test",
         "checkpoint": os.fspath(checkpoint),
         "data": spec,
-        "data_hash": list_hash(source),
+        "data_hash": data_hash(source),
         "views": {"clips": config.test_clips, "crops": config.test_crops},
         "unreadable": unreadable,
-        **_units(figures(made)),
-        "notes": [*notes, *_empty(made)],
+        "notes": [*notes, *seen_in_training(source, recipe), *_empty(made)],
         "recipe": recipe.replace(views=config).to_dict(),
         "versions": versions(),
     }
-    if main:
-        _write(folder, made, summary)
-    return summary
+    return write_report(folder, made, about, _row(checkpoint, model, recipe), write=main)
 
 
 def predict(
@@ -174,23 +164,28 @@ def _run(
     model: nn.Module,
     source: Source,
     config: ViewConfig,
-    groups: Sequence[Sequence[int]],
+    videos: Sequence[int],
+    size: int,
     batch: int,
     device: torch.device,
     show: bool,
 ) -> list[tuple[int, _Found]]:
+    """What this process finds of its videos, by index."""
     found: list[tuple[int, _Found]] = []
-    progress = ViewProgress("test", sum(map(len, groups)), show)
+    if not videos:
+        return found
+    progress = ViewProgress("test", len(videos), show)
     try:
-        for group in view_groups(source, config, groups, device=device):
-            if group.views is not None:
-                shares = probabilities(model, group.views.to(device, non_blocking=True), batch)
-                parts = shares.split(group.counts)
-                for index, part in zip(group.indices, parts, strict=True):
-                    mean = part.mean(dim=0).float().numpy()
-                    found.append((index, _Found(mean, len(part), "")))
-            found += [(index, _Found(None, 0, why)) for index, why in group.missing]
-            progress.step(group)
+        for views in testing_loader(config, source, videos, device=device, videos=size):
+            if len(views):
+                clips = views.rgb.to(device, non_blocking=True)
+                shares = probabilities(model, clips, batch)
+                for index in views.indices:
+                    own = shares[views.videos == index]
+                    found.append((index, _Found(own.mean(dim=0).float().numpy(), len(own), "")))
+            lost = zip(views.lost, views.skipped, strict=True)
+            found += [(index, _Found(None, 0, why)) for index, (_, why) in lost]
+            progress.step(views)
     finally:
         progress.close()
     return found
@@ -234,70 +229,32 @@ def _validated_on(recipe: FinetuneRecipe) -> str:
     raise ValueError("the checkpoint's recipe names no validation videos; name some by --data")
 
 
-def _units(values: dict[str, Any]) -> dict[str, Any]:
-    counts = {k: v for k, v in values.items() if isinstance(v, int)}
-    shares = {k: v for k, v in values.items() if k not in counts}
-    return {"counts": counts, "accuracy": shares, "unit": "% of videos"}
-
-
-def _folder(out: str | os.PathLike[str]) -> Path:
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--out is {folder}, which is a file; must be a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _write(folder: Path, made: Predictions, summary: Mapping[str, Any]) -> None:
-    from .confusion import draw_confusion
-
-    write_parquet(made, folder / "predictions.parquet")
-    lost = [(n, r) for n, r, ok in zip(made.names, made.reasons, made.read, strict=True) if not ok]
-    _write_unreadable(folder / "unreadable.csv", lost)
-    if summary["accuracy"]:
-        write_classes(made, folder / "classes.csv")
-        title = headline(summary)
-        draw_confusion(confusion(made), made.classes, folder / "confusion.png", title=title)
-    with atomic_path(folder / "summary.json") as beside:
-        beside.write_text(json.dumps(summary, indent=2))
-    for line in [*summary["notes"], *(f"unreadable: {n}: {r}" for n, r in lost[:LISTED])]:
-        print(line, file=sys.stderr)
-    if len(lost) > LISTED:
-        print(f"… and {len(lost) - LISTED} more: unreadable.csv", file=sys.stderr)
-
-
-def _write_unreadable(path: Path, lost: Sequence[tuple[str, str]]) -> None:
-    import csv
-
-    path.unlink(missing_ok=True)  # of an earlier test, which this one takes the place of
-    if not lost:
-        return
-    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with atomic_path(path) as beside, beside.open("w", **options) as file:
-        table = csv.writer(file)
-        table.writerow(("video", "reason"))
-        table.writerows(lost)
-
-
-def headline(summary: Mapping[str, Any]) -> str:
-    """Accuracies, views and what is missing, in a line."""
-    counts, values = summary["counts"], summary["accuracy"]
-    views = f"{summary['views']['clips']} × {summary['views']['crops']} views"
-    if not values:
-        return f"{counts['read']} videos predicted, {views}; no label is known"
-    kind = "all" if summary["unreadable"] == "wrong" else "read"
-    text = ", ".join(
-        f"top-{k} {values[f'top{k}_{kind}']:.2f} %" for k in (1, 5) if f"top{k}_{kind}" in values
+def _row(checkpoint: str | os.PathLike[str], model: nn.Module, recipe: FinetuneRecipe) -> Row:
+    """What the tables say of the classifier, accuracy and views left open."""
+    init = _init_of(Path(checkpoint))
+    scratch = "from scratch" if not recipe.init else f"from {Path(recipe.init).name}"
+    return Row(
+        model=recipe.model,
+        clip=recipe.views,
+        parameters=sum(p.numel() for p in model.parameters()),
+        clips=1,
+        crops=1,
+        accuracy=None,
+        method=init.get("method", scratch),
+        data=init.get("data", "-"),
+        epochs=init.get("epochs", "-"),
     )
-    text += f" of {counts['labelled' if kind == 'all' else 'scored']} videos, {views}"
-    if counts["unreadable"]:
-        other = "read" if kind == "all" else "all"
-        said = {"all": "counted as wrong", "read": "left out"}
-        text += (
-            f"; {counts['unreadable']} of {counts['videos']} could not be read and are {said[kind]}"
-            f" ({values[f'top1_{other}']:.2f} % with them {said[other]})"
-        )
-    return text
+
+
+def _init_of(checkpoint: Path) -> dict[str, str]:
+    """What the run that the checkpoint is of says of its encoder's pre-training."""
+    for folder in [checkpoint, *checkpoint.parents][:4]:
+        try:
+            found = json.loads((folder / "summary.json").read_text()).get("init")
+        except (OSError, ValueError, AttributeError):
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 OVERRIDES = {
@@ -353,15 +310,11 @@ def run(args: Any) -> int:
     """`mme test`."""
     from accelerate import PartialState
 
-    summary = evaluate(
+    evaluate(
         args.checkpoint, args.data, args.out, views=views_of(args), batch=args.batch,
         precision=args.precision, unreadable=args.unreadable, cpu=args.cpu,
     )  # fmt: skip
-    state = PartialState()
-    if state.is_main_process:
-        print(headline(summary))
-        print(f"predictions.parquet, tables and summary.json -> {args.out}")
-    state.destroy_process_group()
+    PartialState().destroy_process_group()
     return 0
 
 

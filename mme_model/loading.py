@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import signal
 import sys
@@ -168,7 +169,7 @@ class Loader(Generic[B]):
             pin_memory=self.pin,
             **options,
         )
-        for item in loader:
+        for item in _begun(loader):
             if isinstance(item, _Failure):
                 raise item.error
             yield item
@@ -200,6 +201,18 @@ class Unreadable:
                 f"{self.field} ({self.allowed}) allows; skipped.csv lists them:\n"
                 + "\n".join(f"  {name}: {why}" for name, why in list(self.lost.items())[:10])
             )
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers, which never collect garbage of this process.
+
+    Decoders' frames may be among it, and freeing one waits for threads that a fork has lost.
+    """
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 def pins(device: torch.device) -> bool:

@@ -57,10 +57,10 @@ def figures(made: Predictions) -> dict[str, Any]:
 
     Counts: `videos`, `read`, `unreadable`, `labelled`, and with labels `scored`, read and labelled.
 
-    `top1_read` and `top5_read` are of the videos that were read, `top1_all` and `top5_all` of all
-    that have a label, those that were not read being wrong; `mean_class` is the mean over classes
-    of the accuracy within each, over all, where the class has videos. With 5 classes or fewer there
-    is no top-5.
+    `accuracy_read` and `top5_read` are of the videos that were read, `accuracy_all` and `top5_all`
+    of all that have a label, those that were not read being wrong; `mean_class` is the mean over
+    the classes with videos of the accuracy within each, over all. With 5 classes or fewer there is
+    no top-5.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def figures(made: Predictions) -> dict[str, Any]:
     scored = labelled & made.read
     counts["scored"] = count = int(scored.sum())
     values: dict[str, float | None] = {}
-    for k in (1, TOP):
+    for k, name in ((1, "accuracy"), (TOP, "top5")):
         if k >= len(made.classes) and k > 1:
             continue
         right = 0
@@ -94,8 +94,8 @@ def figures(made: Predictions) -> dict[str, Any]:
             )
             metric.update(*_tensors(made, scored))
             right = int(metric.compute()[0])
-        values[f"top{k}_read"] = 100 * right / count if count else None
-        values[f"top{k}_all"] = 100 * right / counts["labelled"]
+        values[f"{name}_read"] = 100 * right / count if count else None
+        values[f"{name}_all"] = 100 * right / counts["labelled"]
     shares = [row["top1"] for row in class_rows(made) if row["videos"]]
     return {**counts, **values, "mean_class": float(np.mean(shares))}
 

@@ -11,95 +11,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mme_targets.demux import VideoError
+from .view_data import ViewBatch
 
-from .finetune_recipe import ViewConfig
-from .loading import Loader, pins, reason, worker_count
-from .order import Key
-from .sources import Source
-
-__all__ = ["Group", "ViewProgress", "autocast", "gathered", "groups_of", "in_chunks"]
-__all__ += ["read_group", "view_count", "view_groups"]
+__all__ = ["ViewProgress", "autocast", "gathered", "group_size", "in_chunks", "share_of"]
 
 T = TypeVar("T")
 
 
-class Group(NamedTuple):
-    """Videos that are read and run together.
-
-    Attributes
-    ----------
-    indices : of the videos that were read, in the list's order.
-    counts : views of each.
-    views : uint8 [sum of counts, T, 3, S, S]; None where no video of the group was read.
-    missing : (index, reason) of those that were not.
-    """
-
-    indices: list[int]
-    counts: list[int]
-    views: Tensor | None
-    missing: list[tuple[int, str]]
+def group_size(views: int, batch: int) -> int:
+    """Videos of one group: about `batch` views, at least one video."""
+    return max(1, batch // views)
 
 
-def view_count(views: ViewConfig) -> str:
-    """Such as "5 × 3": views in time by views in space, as the tables' FLOPs have it."""
-    return f"{views.test_clips} × {views.test_crops}"
-
-
-def groups_of(videos: Sequence[int], views: int, batch: int) -> list[list[int]]:
-    """Cut `videos` into groups of about `batch` views, at least one video each."""
-    size = max(1, batch // views)
-    return [list(videos[at : at + size]) for at in range(0, len(videos), size)]
-
-
-def view_groups(
-    source: Source,
-    config: ViewConfig,
-    groups: Sequence[Sequence[int]],
-    *,
-    device: torch.device,
-) -> Iterator[Group]:
-    """Read the groups in order, ahead of their use, in `config.workers` processes.
-
-    Raises
-    ------
-    OSError, ValueError
-        Where a video is not to blame: memory, open files, a source that is used wrongly.
-    """
-    if not groups:
-        return
-    yield from Loader(
-        partial(_read, source, config),
-        [[(0, index) for index in group] for group in groups],
-        workers=min(worker_count(config.workers), len(groups)),
-        prefetch=config.prefetch,
-        pin=pins(device),
-    )
-
-
-def _read(source: Source, config: ViewConfig, keys: list[Key]) -> Group:
-    return read_group(source, config, [index for _, index in keys])
-
-
-def read_group(source: Source, config: ViewConfig, videos: Sequence[int]) -> Group:
-    """The views of these videos, and why some have none."""
-    read: dict[int, Tensor] = {}
-    missing: list[tuple[int, str]] = []
-    for index in videos:
-        made = _views_or_reason(source, config, index)
-        if isinstance(made, str):
-            missing.append((index, made))
-        else:
-            read[index] = made
-    counts = [len(views) for views in read.values()]
-    return Group(list(read), counts, torch.cat(list(read.values())) if read else None, missing)
+def share_of(videos: Sequence[int], size: int, rank: int, world: int) -> list[int]:
+    """Of `videos`, in groups of `size`, those of this process; the last group may be smaller."""
+    groups = [videos[at : at + size] for at in range(0, len(videos), size)]
+    return [video for group in groups[rank::world] for video in group]
 
 
 def autocast(precision: str, device: torch.device) -> Any:
@@ -116,15 +49,6 @@ def autocast(precision: str, device: torch.device) -> Any:
         raise ValueError(f"precision is {precision!r}; must be one of auto, fp32, bf16, fp16")
     kind = kinds[precision]
     return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
-
-
-def _views_or_reason(source: Source, config: ViewConfig, index: int) -> Tensor | str:
-    from .views import test_views
-
-    try:
-        return test_views(source, index, config)
-    except (VideoError, OSError) as error:
-        return reason(error)
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], views: Tensor, batch: int) -> Tensor:
@@ -148,8 +72,8 @@ def gathered(mine: Sequence[tuple[int, T]], wanted: Iterable[int], world: int) -
     found = dict(every)
     wanted = list(wanted)
     twice = len(every) - len(found)
-    lost = sorted({*wanted} - found.keys())
-    foreign = sorted(found.keys() - {*wanted})
+    lost = {*wanted} - found.keys()
+    foreign = found.keys() - {*wanted}
     if twice or lost or foreign:
         raise RuntimeError(
             f"of {len(wanted)} videos {len(lost)} were lost and {twice} counted twice among "
@@ -163,6 +87,7 @@ class ViewProgress:
 
     Parameters
     ----------
+    what : is done.
     total : videos of this process; the first process alone shows them.
     """
 
@@ -187,11 +112,11 @@ class ViewProgress:
         """Views a second of this process since it began, reading included."""
         return self.views / max(time.perf_counter() - self._begun, 1e-9)
 
-    def step(self, group: Group) -> None:
-        """A group is done."""
-        self.views += sum(group.counts)
-        self.videos += len(group.indices) + len(group.missing)
-        self.missing += len(group.missing)
+    def step(self, batch: ViewBatch) -> None:
+        """A batch of views is done."""
+        self.views += len(batch)
+        self.videos += len(batch.indices) + len(batch.lost)
+        self.missing += len(batch.lost)
         if not self.show:
             return
         text = f"{self.rate:.1f} views/s" + (f", {self.missing} unreadable" * bool(self.missing))
@@ -199,7 +124,11 @@ class ViewProgress:
             self._bar.update(self._task, completed=self.videos, speed=text)
         elif time.perf_counter() - self._said > 20 or self.videos == self.total:
             self._said = time.perf_counter()
-            print(f"{self.what} {self.videos}/{self.total}  {text}", file=sys.stderr, flush=True)
+            print(
+                f"{self.what}: {self.videos}/{self.total} videos, {text}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Leave the bar where it is."""

@@ -1,16 +1,21 @@
-"""Checks of the lists that accuracies are measured on: labels, duplicates, and what they are."""
+"""Checks of a list that a classifier is tested on: its labels, duplicates, what it was trained on.
+
+Unlike in training (`labels`), videos without a label are welcome here.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from .finetune_recipe import FinetuneRecipe
+from .labels import video_path
 from .sources import Source
 
-__all__ = ["known_labels", "list_hash", "some", "unique_videos"]
+__all__ = ["known_labels", "seen_in_training", "some", "unique_videos"]
 
 
 def known_labels(source: Source, classes: Sequence[str], spec: str) -> npt.NDArray[np.int64]:
@@ -57,10 +62,10 @@ def unique_videos(source: Source, labels: npt.NDArray[np.int64]) -> tuple[list[i
     first: dict[str, int] = {}
     twice: list[str] = []
     for index in range(len(labels)):
-        name = source.name(index)
-        known = first.setdefault(name, index)
+        known = first.setdefault(video_path(source, index), index)
         if known == index:
             continue
+        name = source.name(index)
         if labels[known] != labels[index]:
             raise ValueError(
                 f"{name} is listed with the labels {labels[known]} and {labels[index]}; "
@@ -71,13 +76,27 @@ def unique_videos(source: Source, labels: npt.NDArray[np.int64]) -> tuple[list[i
     return list(first.values()), [said] if twice else []
 
 
-def list_hash(source: Source) -> str:
-    """SHA-256 of the videos' names and labels, in order."""
-    digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(f"{source.name(index)}\0{source.label(index)}\n".encode(
-            errors="surrogateescape"))  # fmt: skip
-    return digest.hexdigest()
+def seen_in_training(source: Source, recipe: FinetuneRecipe) -> list[str]:
+    """What to say where videos of `source` are among those that the classifier was trained on.
+
+    Nothing where these are not here to be compared.
+    """
+    from .views import open_videos
+
+    if recipe.data.split(":")[0] == "synthetic":
+        return []
+    try:
+        trained = open_videos(recipe.data, recipe.views, seed=recipe.train.seed)
+    except (OSError, ValueError):
+        return []
+    paths = {os.path.realpath(video_path(trained, i)) for i in range(len(trained))}
+    also = [
+        source.name(i)
+        for i in range(len(source))
+        if os.path.realpath(video_path(source, i)) in paths
+    ]
+    said = f"{len(also)} videos were trained on; accuracies will be too high: {some(also)}"
+    return [said] if also else []
 
 
 def some(names: Sequence[str], count: int | None = None) -> str:

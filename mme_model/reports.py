@@ -1,0 +1,122 @@
+"""What a test or a probe leaves: predictions, tables, confusion picture, summary and row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mme_targets.files import atomic_path
+
+from .confusion import draw_confusion
+from .results import Row, figure, write_row
+from .scores import Predictions, confusion, figures, write_classes, write_parquet
+
+__all__ = ["headline", "out_folder", "write_report"]
+
+LISTED = 10
+"""Unreadable videos that are printed; the files name them all."""
+
+
+def out_folder(out: str | os.PathLike[str]) -> Path:
+    """The folder, made where it is missing; NotADirectoryError where it is a file."""
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--out is {folder}, which is a file; must be a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_report(
+    folder: Path,
+    made: Predictions,
+    about: Mapping[str, Any],
+    row: Row,
+    *,
+    write: bool = True,
+) -> dict[str, Any]:
+    """Score predictions and write all there is to say of them; returns the summary.
+
+    Parameters
+    ----------
+    about : what the summary says beside `counts` and `figures`. Read here are `job`, `notes`,
+        `views` (clips and crops) and `unreadable`: "wrong" or "exclude".
+    row : of the tables, without views and accuracies.
+    write : false on all processes but one.
+    """
+    values = figures(made)
+    clips, crops = about["views"]["clips"], about["views"]["crops"]
+    counts = {k: v for k, v in values.items() if isinstance(v, int)}
+    quoted = "all" if about["unreadable"] == "wrong" else "read"
+    values |= {name: values.get(f"{name}_{quoted}") for name in ("accuracy", "top5")}
+    found = [
+        figure(
+            name,
+            values[name],
+            clips=clips,
+            crops=crops,
+            videos=counts["scored" if name.endswith("_read") else "labelled"],
+        )
+        for name in ("accuracy_all", "accuracy_read", "top5_all", "top5_read", "mean_class")
+        if values.get(name) is not None
+    ]
+    summary = {**about, "counts": counts, "figures": found}
+    if not write:
+        return summary
+    for name in ("unreadable.csv", "classes.csv", "confusion.png", "row.md"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier one, which this takes the place of
+    write_parquet(made, folder / "predictions.parquet")
+    lost = [(n, r) for n, r, ok in zip(made.names, made.reasons, made.read, strict=True) if not ok]
+    if lost:
+        _write_unreadable(folder / "unreadable.csv", lost)
+    if found:
+        write_classes(made, folder / "classes.csv")
+        picture = folder / "confusion.png"
+        draw_confusion(confusion(made), made.classes, picture, title=headline(summary))
+        full = replace(row, clips=clips, crops=crops, accuracy=values["accuracy"],
+                       top5=values["top5"])  # fmt: skip
+        write_row(folder, full.cells())
+    with atomic_path(folder / "summary.json") as beside:
+        beside.write_text(json.dumps(summary, indent=2))
+    for line in [*about["notes"], *(f"unreadable: {n}: {r}" for n, r in lost[:LISTED])]:
+        print(f"note: {line}", file=sys.stderr)
+    if len(lost) > LISTED:
+        print(f"note: … and {len(lost) - LISTED} more: unreadable.csv", file=sys.stderr)
+    print(headline(summary))
+    print(f"{', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))} -> {folder}")
+    return summary
+
+
+def _write_unreadable(path: Path, lost: Sequence[tuple[str, str]]) -> None:
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with atomic_path(path) as beside, beside.open("w", **options) as file:
+        table = csv.writer(file)
+        table.writerow(("video", "reason"))
+        table.writerows(lost)
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """Accuracies, views and what is missing, in a line."""
+    counts = summary["counts"]
+    values = {one["name"]: one["value"] for one in summary["figures"]}
+    views = f"{summary['views']['clips']} × {summary['views']['crops']} views"
+    if not values:
+        return f"{counts['read']} videos predicted, {views}; no label is known"
+    kind, count = ("all", "labelled") if summary["unreadable"] == "wrong" else ("read", "scored")
+    shown = {"top-1": f"accuracy_{kind}", "top-5": f"top5_{kind}"}
+    text = ", ".join(f"{k} {values[v]:.2f} %" for k, v in shown.items() if v in values)
+    text += f" of {counts[count]} videos, {views}"
+    if counts["unreadable"]:
+        other = "read" if kind == "all" else "all"
+        said = {"all": "counted as wrong", "read": "left out"}
+        text += (
+            f"; {counts['unreadable']} of {counts['videos']} could not be read and are {said[kind]}"
+        )
+        if f"accuracy_{other}" in values:
+            text += f" (top-1 {values[f'accuracy_{other}']:.2f} % with them {said[other]})"
+    return text
