@@ -270,11 +270,12 @@ OVERRIDES = {
 """Options that change the recipe's views: field, type, and words for them."""
 
 
-def add_views(parser: Any) -> None:
-    """Options for the views, which are the checkpoint's where they are not given."""
+def add_views(parser: Any, **otherwise: str) -> None:
+    """Options for the views, which where they are not given are the checkpoint's or `otherwise`."""
+    whose = "the checkpoint's"
     for name, (_, kind, shown, words) in OVERRIDES.items():
         parser.add_argument(f"--{name}", type=kind | None, default=None, metavar=shown,
-                            help=f"{words} [the checkpoint's]")  # fmt: skip
+                            help=f"{words} [{otherwise.get(name, whose)}]")  # fmt: skip
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N",
                         help="views that the network takes at once")  # fmt: skip
     parser.add_argument("--precision", type=str, default="auto", metavar="auto|fp32|bf16|fp16",

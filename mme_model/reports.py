@@ -38,6 +38,7 @@ def write_report(
     about: Mapping[str, Any],
     row: Row,
     *,
+    more: Sequence[dict[str, Any]] = (),
     write: bool = True,
 ) -> dict[str, Any]:
     """Score predictions and write all there is to say of them; returns the summary.
@@ -47,6 +48,7 @@ def write_report(
     about : what the summary says beside `counts` and `figures`. Read here are `job`, `notes`,
         `views` (clips and crops) and `unreadable`: "wrong" or "exclude".
     row : of the tables, without views and accuracies.
+    more : further figures.
     write : false on all processes but one.
     """
     values = figures(made)
@@ -65,7 +67,7 @@ def write_report(
         for name in ("accuracy_all", "accuracy_read", "top5_all", "top5_read", "mean_class")
         if values.get(name) is not None
     ]
-    summary = {**about, "counts": counts, "figures": found}
+    summary = {**about, "counts": counts, "figures": [*found, *more]}
     if not write:
         return summary
     for name in ("unreadable.csv", "classes.csv", "confusion.png", "row.md"):
