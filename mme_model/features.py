@@ -32,8 +32,10 @@ __all__ = ["Features", "cache_key", "cached_features", "state_hash"]
 PART = 128
 """Videos of a file, about."""
 VERSION = 1
-SEEN = ("frames", "tubelet", "patch", "size", "sampling", "stride", "short_side")
-SEEN += ("test_clips", "test_crops")
+SEEN = [
+    *("frames", "tubelet", "patch", "size", "sampling", "stride", "short_side"),
+    *("test_clips", "test_crops"),
+]
 """Fields of the views that features depend on."""
 
 
@@ -70,7 +72,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
         digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -120,13 +120,15 @@ def train_linear(
     torch.manual_seed(keys.number(config.seed, 0, 0, "probe"))
     features, labels = features.to(device), labels.to(device)
     probe = LinearProbe(features, classes, config.norm).to(device).train()
-    kinds = {
-        "adamw": lambda p: torch.optim.AdamW(p, config.lr, weight_decay=config.weight_decay),
-        "sgd": lambda p: torch.optim.SGD(
-            p, config.lr, momentum=0.9, weight_decay=config.weight_decay
-        ),
-    }
-    optimizer = kinds[config.optimizer](probe.head.parameters())
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            probe.head.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay
+        )
+    else:
+        optimizer = torch.optim.AdamW(
+            probe.head.parameters(), config.lr, weight_decay=config.weight_decay
+        )
     # Batch norm needs two; what is left over in one epoch is drawn in others.
     size = min(config.batch_size, len(features))
     steps = len(features) // size

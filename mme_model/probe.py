@@ -118,12 +118,10 @@ def probe(
     videos, notes = unique_videos(test, labels)
     encoder = frozen.encoder.to(state.device).eval()
     kept = Path(cache) if cache is not None else folder / "features"
-    known, asked = (
-        cached_features(
-            encoder, source, seen, kept, what=what, batch=batch, precision=precision, state=state
-        )  # fmt: skip
-        for source, what in ((train, "training videos"), (test, "validation videos"))
-    )
+    known = cached_features(encoder, train, seen, kept, what="training videos", batch=batch,
+                            precision=precision, state=state)  # fmt: skip
+    asked = cached_features(encoder, test, seen, kept, what="validation videos", batch=batch,
+                            precision=precision, state=state)  # fmt: skip
     if not state.is_main_process:
         return {}
     for features, spec in ((known, specs[0]), (asked, specs[1])):
@@ -159,22 +157,22 @@ def probe(
         "views": {"clips": seen.test_clips, "crops": seen.test_crops},
         "unreadable": unreadable,
         "probe": config.to_dict(),
-        "sweep": [
-            {"lr": lr, "accuracy": share, "unit": "% of held-out views"} for lr, share in tried
-        ],  # fmt: skip
+        "sweep": [{"lr": lr, "accuracy": share, "unit": "%"} for lr, share in tried],
         "notes": [*notes, *oddities(train, test, classes), *missing],
         "recipe": {"model": frozen.recipe.model.to_dict(), "views": seen.to_dict()},
         "versions": versions(),
     }
+    weights = [*encoder.parameters(), *linear.parameters()]
     row = Row(
         model=frozen.recipe.model,
         clip=seen,
-        parameters=sum(p.numel() for p in encoder.parameters())
-        + sum(p.numel() for p in linear.parameters()),
+        parameters=sum(p.numel() for p in weights),
         clips=seen.test_clips,
         crops=seen.test_crops,
         accuracy=None,
-        **frozen.said,
+        method=frozen.said["method"],
+        data=frozen.said.get("data", "-"),
+        epochs=frozen.said.get("epochs", "-"),
     )
     _save(linear, classes, folder / "probe.safetensors", config)
     summary = write_report(folder, made, about, row, more=figures)
@@ -194,7 +192,8 @@ def _frozen(
         raise ValueError("a checkpoint is missing; --init random probes an encoder without one")
     known: Recipe | FinetuneRecipe
     if checkpoint is None:
-        known, state, said = load_recipe(recipe), None, {}
+        known, state = load_recipe(recipe), None
+        said = {"method": "random"}
         clip: Any = known.targets
     else:
         weights = read_weights(checkpoint, only_encoder=True)
