@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 
+from mme_model import evaluate as testing
 from mme_model import views as view
 from mme_model.classifier import Classifier
 from mme_model.confusion import confused_pairs, draw_confusion
-from mme_model.evaluate import evaluate, predict
 from mme_model.finetune_recipe import FinetuneRecipe
 from mme_model.listed import known_labels, unique_videos
 from mme_model.loading import Loader
@@ -93,7 +94,7 @@ def test_a_test_is_the_mean_of_each_views_softmax(
 ) -> None:
     from mme_model.convert import load_classifier
 
-    summary = evaluate(classifier, str(listed), tmp_path, batch=4, cpu=True)
+    summary = testing.evaluate(classifier, str(listed), tmp_path, batch=4, cpu=True)
     model, recipe, _ = load_classifier(classifier, "cpu")
     source = view.open_videos(str(listed), recipe.views, held_out=True, testing=True)
     table = rows(tmp_path)
@@ -142,7 +143,7 @@ def test_two_processes_write_what_one_does(classifier: Path, listed: Path, tmp_p
         "from mme_model.evaluate import evaluate\n"
         "evaluate(*sys.argv[1:], batch=12, cpu=True)\n"
     )
-    evaluate(classifier, str(listed), tmp_path / "one", batch=12, cpu=True)
+    testing.evaluate(classifier, str(listed), tmp_path / "one", batch=12, cpu=True)
     done = subprocess.run(
         [sys.executable, *TWO, script, classifier, listed, tmp_path / "two"],
         cwd=ROOT,
@@ -268,7 +269,7 @@ def test_a_class_without_videos_has_no_accuracy(tmp_path: Path) -> None:
 def test_videos_without_labels_are_predicted(
     classifier: Path, listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = evaluate(classifier, str(listed.parent / "a 5.mp4"), tmp_path, cpu=True)
+    summary = testing.evaluate(classifier, str(listed.parent / "a 5.mp4"), tmp_path, cpu=True)
     assert summary["figures"] == []
     assert (rows(tmp_path)[0]["label"], len(rows(tmp_path)[0]["top5"])) == (None, 5)
     assert not (tmp_path / "classes.csv").exists()
@@ -323,11 +324,33 @@ def test_predict_prints_a_table(
     classifier: Path, listed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = str(listed.parent / "a 6.mp4")
-    found = predict(video, classifier, views={"test_clips": 1}, cpu=True)
+    found = testing.predict(video, classifier, views={"test_clips": 1}, cpu=True)
     assert sum(share for _, share in found) == pytest.approx(1)
     assert sorted(name for name, _ in found) == sorted(CLASSES)
     shares = [share for _, share in found]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_the_commands(
+    classifier: Path, listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = ArgumentParser()
+    testing.add_arguments(parser)
+    words = [str(classifier), f"--data={listed}", f"--out={tmp_path}", "--clips=1", "--crops=1"]
+    args = parser.parse_args([*words, "--unreadable=exclude", "--cpu"])
+    assert testing.run(args) == 0
+    said = capsys.readouterr()
+    assert "of 6 videos, 1 × 1 views; 1 of 7 could not be read and are left out" in said.out
+    assert "predictions.parquet" in said.out
+    assert "unreadable: a 3.mp4: " in said.err
+    assert " views/s, 1 unreadable" in said.err
+
+    parser = ArgumentParser()
+    testing.add_predict_arguments(parser)
+    args = parser.parse_args([str(listed.parent / "a 6.mp4"), str(classifier), "--top=3", "--cpu"])
+    assert testing.run_predict(args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("%" in line for line in lines) == 3
 
 
 def test_bad_input_is_named(classifier: Path, listed: Path, tmp_path: Path) -> None:
@@ -335,25 +358,25 @@ def test_bad_input_is_named(classifier: Path, listed: Path, tmp_path: Path) -> N
     bad = folder / "bad.csv"
     bad.write_text("a 3.mp4 0\n")
     with pytest.raises(ValueError, match=r"not one of its 1 videos can be read; the first: a 3"):
-        evaluate(classifier, str(bad), tmp_path, cpu=True)
+        testing.evaluate(classifier, str(bad), tmp_path, cpu=True)
     bad.write_text("a 1.mp4 8\n")
     with pytest.raises(ValueError, match=r"1 labels are out of range: a 1.mp4 has 8; .* 0 to 7"):
-        evaluate(classifier, str(bad), tmp_path, cpu=True)
+        testing.evaluate(classifier, str(bad), tmp_path, cpu=True)
     with pytest.raises(NotADirectoryError, match=r"--out is .*list.csv, which is a file"):
-        evaluate(classifier, str(listed), listed, cpu=True)
+        testing.evaluate(classifier, str(listed), listed, cpu=True)
     with pytest.raises(ValueError, match=r"test_crops is 2.*must be 1 or 3"):
-        evaluate(classifier, str(listed), tmp_path, views={"test_crops": 2}, cpu=True)
+        testing.evaluate(classifier, str(listed), tmp_path, views={"test_crops": 2}, cpu=True)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        evaluate(tmp_path / "nowhere", str(listed), tmp_path, cpu=True)
+        testing.evaluate(tmp_path / "nowhere", str(listed), tmp_path, cpu=True)
     with pytest.raises(ValueError, match="precision is 'int8'"):
-        evaluate(classifier, str(listed), tmp_path, precision="int8", cpu=True)
+        testing.evaluate(classifier, str(listed), tmp_path, precision="int8", cpu=True)
     with pytest.raises(ValueError, match="holds 10 videos"):
-        predict("synthetic:10", classifier, cpu=True)
+        testing.predict("synthetic:10", classifier, cpu=True)
 
 
 def test_what_is_missing_is_said(classifier: Path, listed: Path, tmp_path: Path) -> None:
-    wrong = evaluate(classifier, str(listed), tmp_path, views={"test_crops": 1}, cpu=True)
-    left_out = evaluate(
+    wrong = testing.evaluate(classifier, str(listed), tmp_path, views={"test_crops": 1}, cpu=True)
+    left_out = testing.evaluate(
         classifier, str(listed), tmp_path, views={"test_crops": 1}, unreadable="exclude", cpu=True
     )
     assert wrong["figures"] == left_out["figures"]

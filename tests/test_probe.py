@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file, save_file
 
 from mme_model import features as kept
+from mme_model import probe as probing
 from mme_model import views as view
 from mme_model.finetune_recipe import ViewConfig
 from mme_model.linear import LinearProbe, ProbeConfig, neighbours, sweep, train_linear
 from mme_model.mme import MaskedMotionEncoder
-from mme_model.probe import probe
 from mme_model.recipe import Recipe
 from mme_model.synthetic import SyntheticVideos
 from mme_model.vit import Encoder
@@ -68,7 +72,8 @@ def test_a_probe_leaves_what_it_should_and_a_second_one_reads_features(
     pretrained: Path, tmp_path: Path, runs: list[int]
 ) -> None:
     options: dict[str, Any] = {"cpu": True, "knn": False, "cache": tmp_path / "features"}
-    first = probe(pretrained, "synthetic:24", "synthetic:16", out=tmp_path / "a", **options)
+    lists = ("synthetic:24", "synthetic:16")
+    first = probing.probe(pretrained, *lists, out=tmp_path / "a", **options)
     assert sum(runs) == (24 + 16) * 2
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names >= {"summary.json", "row.md", "predictions.parquet", "confusion.png"}
@@ -84,15 +89,17 @@ def test_a_probe_leaves_what_it_should_and_a_second_one_reads_features(
     assert head["head.weight"].shape == (8, 24)
 
     runs.clear()
-    again = probe(pretrained, "synthetic:24", "synthetic:16", out=tmp_path / "b", **options)
+    again = probing.probe(pretrained, *lists, out=tmp_path / "b", **options)
     assert (runs, values(again)) == ([], values(first))
     other = {**options, "config": ProbeConfig(norm="l2"), "knn": True}
-    third = probe(pretrained, "synthetic:24", "synthetic:16", out=tmp_path / "c", **other)
+    third = probing.probe(pretrained, *lists, out=tmp_path / "c", **other)
     assert runs == []
     assert "knn" in values(third)
     changed = {**options, "views": {"stride": 1}}
-    probe(pretrained, "synthetic:24", "synthetic:16", out=tmp_path / "d", **changed)
-    probe(pretrained, "synthetic:24", "synthetic:16", out=tmp_path / "e", init="random", **options)
+    probing.probe(pretrained, *lists, out=tmp_path / "d", **changed)
+    probing.probe(
+        pretrained, "synthetic:24", "synthetic:16", out=tmp_path / "e", init="random", **options
+    )
     assert sum(runs) == 2 * (24 + 16) * 2
 
 
@@ -118,6 +125,30 @@ def compute(encoder: Any, source: Any, cache: Path, batch: int = 4) -> kept.Feat
     return kept.cached_features(
         encoder, source, VIEWS, cache, what="videos", batch=batch, state=state
     )
+
+
+def test_processes_share_the_work(tmp_path: Path, runs: list[int]) -> None:
+    recipe = Recipe.from_dict(RECIPE)
+    torch.manual_seed(0)
+    encoder = Encoder(recipe.model, VIEWS).eval()
+    source = SyntheticVideos(7, frames=12, size=36)
+    barrier = threading.Barrier(2, timeout=60)
+
+    def one(rank: int) -> kept.Features:
+        state = SimpleNamespace(
+            device=torch.device("cpu"), process_index=rank, num_processes=2,
+            is_main_process=rank == 0, wait_for_everyone=barrier.wait,
+        )  # fmt: skip
+        return kept.cached_features(
+            encoder, source, VIEWS, tmp_path, what="videos", batch=4, state=state
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(one, (0, 1))
+    assert sum(runs) == 7 * 2
+    assert torch.equal(first.values, second.values)
+    alone = compute(encoder, source, tmp_path / "alone")
+    assert torch.equal(first.values, alone.values)
 
 
 class Torn(SyntheticVideos):
@@ -262,11 +293,25 @@ def test_neighbours_vote_by_the_cosine() -> None:
         neighbours(train, labels, train, 3, k=5)
 
 
+def test_the_command(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    probing.add_arguments(parser)
+    words = [str(pretrained), "--data=synthetic:24", "--val=synthetic:16", f"--out={tmp_path}"]
+    words += ["--norm=batchnorm", "--sweep", "--knn", "--epochs=2", "--clips=1", "--cpu"]
+    assert probing.run(parser.parse_args(words)) == 0
+    said = capsys.readouterr().out
+    assert "% of 16 videos, 1 × 1 views" in said
+    assert "20 nearest neighbours: top-1" in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["probe"]["norm"], len(summary["sweep"])) == ("batchnorm", 5)
+    assert summary["views"] == {"clips": 1, "crops": 1}
+
+
 def test_random_encoders_need_no_checkpoint(tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(Recipe.from_dict(RECIPE).to_yaml())
     found = [
-        probe(None, out=tmp_path / f"{n}", init="random", recipe=str(recipe),
+        probing.probe(None, out=tmp_path / f"{n}", init="random", recipe=str(recipe),
               config=ProbeConfig(seed=seed, epochs=1), cpu=True)
         for n, seed in enumerate((0, 0, 1))
     ]  # fmt: skip
@@ -278,21 +323,21 @@ def test_random_encoders_need_no_checkpoint(tmp_path: Path) -> None:
 
 def test_bad_input_is_named(pretrained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a checkpoint is missing; --init random"):
-        probe(None, out=tmp_path, cpu=True)
+        probing.probe(None, out=tmp_path, cpu=True)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        probe(tmp_path / "nowhere", out=tmp_path, cpu=True)
+        probing.probe(tmp_path / "nowhere", out=tmp_path, cpu=True)
     with pytest.raises(ValueError, match=r"init is 'zero'; must be checkpoint or random"):
-        probe(pretrained, out=tmp_path, init="zero", cpu=True)  # type: ignore[arg-type]
+        probing.probe(pretrained, out=tmp_path, init="zero", cpu=True)  # type: ignore[arg-type]
     for name in ("a", "b"):
         (tmp_path / f"{name}.mp4").write_bytes(b"no video")
     listed = tmp_path / "list.csv"
     listed.write_text("a.mp4\nb.mp4\n")
     with pytest.raises(ValueError, match="val is missing"):
-        probe(pretrained, str(listed), out=tmp_path, cpu=True)
+        probing.probe(pretrained, str(listed), out=tmp_path, cpu=True)
     with pytest.raises(ValueError, match="2 of 2 videos have no label"):
-        probe(pretrained, str(listed), "synthetic:2", out=tmp_path, cpu=True)
+        probing.probe(pretrained, str(listed), "synthetic:2", out=tmp_path, cpu=True)
     listed.write_text("a.mp4 0\nb.mp4 1\n")
     with pytest.raises(ValueError, match=r"list.csv: not one of its 2 videos can be read"):
-        probe(pretrained, str(listed), str(listed), out=tmp_path, cpu=True)
+        probing.probe(pretrained, str(listed), str(listed), out=tmp_path, cpu=True)
     with pytest.raises(ValueError, match="norm is 'unit'"):
         ProbeConfig(norm="unit")  # type: ignore[arg-type]
