@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,9 +67,11 @@ def draw_confusion(
     margin = 0.45 + (max(map(len, labels)) * font * 0.0085 if named else 0.25)
     pairs = confused_pairs(counts) if listed else []
     panel = 4.9 if listed else 0.75
-    top, bottom = 0.55, 0.15
-    tall = max(side + margin + top + bottom, len(pairs) * 0.3 + 1.5 if pairs else 0.0)
+    bottom = 0.15
     wide = margin + side + panel + 0.3
+    words = textwrap.wrap(title, int(wide * 12))
+    top = 0.4 + 0.16 * len(words)
+    tall = max(side + margin + top + bottom, len(pairs) * 0.3 + 1.5 if pairs else 0.0)
     figure = Figure(figsize=(wide, tall), dpi=DPI, facecolor="white")
     canvas: Any = FigureCanvasAgg(figure)
     low = tall - top - side
@@ -83,7 +86,7 @@ def draw_confusion(
             dark = share[row, column] > 0.4
             axes.text(column, row, str(counts[row, column]), ha="center", va="center",
                       fontsize=7, color="white" if dark else INK)  # fmt: skip
-    figure.text(margin / wide, 1 - 0.28 / tall, title, fontsize=9, color=INK, va="center")
+    figure.text(0.15 / wide, 1 - 0.15 / tall, "\n".join(words), fontsize=9, color=INK, va="top")
     bar_left = margin + side + 0.15
     bar = figure.add_axes((bar_left / wide, (tall - top - min(side, 2.0)) / tall,
                            0.1 / wide, min(side, 2.0) / tall))  # fmt: skip
