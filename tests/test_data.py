@@ -27,6 +27,7 @@ from mme_model.data import (
 )
 from mme_model.inline import TargetMaker
 from mme_model.recipe import Recipe
+from mme_model.sources import Source, open_source
 from mme_targets import ClipPlan
 from mme_targets.video import VideoError
 
@@ -84,7 +85,7 @@ def changed(**fields: dict[str, object]) -> Recipe:
     return RECIPE.replace(**{k: getattr(RECIPE, k).replace(**v) for k, v in fields.items()})
 
 
-def batches(recipe: Recipe, source: Videos, steps: int = 5, **options) -> list[Batch]:
+def batches(recipe: Recipe, source: Source, steps: int = 5, **options) -> list[Batch]:
     return list(clip_loader(recipe, source, device="cpu", steps=steps, **options))
 
 
@@ -274,6 +275,18 @@ def test_batches_do_not_depend_on_the_workers(workers: int, shuffle: str) -> Non
         assert_same(got, right)
 
 
+def test_real_videos(shared_data: Path) -> None:
+    """Of several sizes, one of them damaged; decoded alike in a worker."""
+    recipe = changed(train={"batch_size": 8}, targets={"stride": 16})
+    source = open_source(str(shared_data / "videos"), recipe.clips)
+    [here] = batches(recipe, source, steps=1)
+    there = recipe.replace(clips=recipe.clips.replace(workers=1))
+    [got] = clip_loader(there, source, device="cpu", steps=1)
+    assert_same(got, here)
+    assert {name for name, _ in here.skipped} == {"corrupted.mp4"}
+    assert "corrupted.mp4" not in here.names
+
+
 def test_a_resumed_loader_reads_nothing_that_was_seen() -> None:
     whole = batches(RECIPE, Videos(), steps=7)
     source = Videos()
@@ -447,7 +460,7 @@ class Stuck(Videos):
         return super().read(index, indices)
 
 recipe = changed(clips={"workers": 2})
-batches = iter(clip_loader(recipe, Stuck(24), device="cpu", steps=6))
+batches = iter(clip_loader(recipe, Stuck(24), device="cuda", steps=6))
 next(batches)
 print("ready", flush=True)
 signal.pause()
