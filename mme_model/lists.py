@@ -17,11 +17,8 @@ from typing import Any, NamedTuple
 __all__ = ["SUFFIXES", "Entry", "VideoList", "read_list"]
 
 SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        *("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4"),
-        *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
-    )
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
+    | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 )
 """How the names of videos end, in small letters."""
 
@@ -70,7 +67,7 @@ def read_list(
 
     Parameters
     ----------
-    path : the list. HMDB51: a folder of `<class>_test_split<N>.txt`, which means split 1; a pattern
+    path : the list. HMDB51: a folder of `<class>_test_split<N>.txt`, the lowest N taken; a pattern
         such as `folder/*_test_split2.txt`; or the file of one class.
     format : "csv", "ucf101", "hmdb51", "ssv2", "paths"; "auto" goes by the name and what is in it.
     root : folder that the list's paths are relative to; empty: the list's own.
@@ -166,7 +163,7 @@ def _labelled(path: Path, number: int, line: str, low: int) -> tuple[str, int]:
             f"{path}, line {number}: the label {match['label']!r} is no whole number "
             f"(a line is a path and a label; there is no header)"
         )
-    if label < low:
+    if not low <= label < 2**31:
         raise ValueError(f"{path}, line {number}: the label is {label}; must be {low} or more")
     return match["quoted"] or match["bare"], label
 
@@ -254,13 +251,10 @@ def _by_label(numbers: dict[str, int]) -> tuple[str, ...]:
 def _hmdb51(path: Path, root: str, split: str) -> VideoList:
     """Flag 1 is training, 2 testing, 0 neither."""
     one = _HMDB51.fullmatch(path.name)
-    number = one["number"] if one else "1"
     folder = path if path.is_dir() else path.parent
-    files = {
-        match["name"]: file
-        for file in folder.iterdir()
-        if (match := _HMDB51.fullmatch(file.name)) and match["number"] == number
-    }
+    found = [match for file in _listed(folder) if (match := _HMDB51.fullmatch(file))]
+    number = one["number"] if one else min((match["number"] for match in found), default="1")
+    files = {match["name"]: folder / match.string for match in found if match["number"] == number}
     if not files or (one is None and not path.is_dir()):
         raise ValueError(f"{path}: no <class>_test_split{number}.txt, HMDB51's lists, is here")
     classes = tuple(sorted(files))
@@ -279,6 +273,12 @@ def _hmdb51(path: Path, root: str, split: str) -> VideoList:
                 name = f"{group}/{name}"
                 entries.append(Entry(os.path.join(root, name), label, group, name))
     return VideoList(tuple(entries), classes, "hmdb51", root)
+
+
+def _listed(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
+    return sorted(os.listdir(folder))
 
 
 def _json(path: Path) -> Any:

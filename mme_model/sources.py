@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from mme_targets.video import decode, probe
@@ -50,33 +51,48 @@ class VideoSource:
     """
 
     def __init__(self, videos: VideoList, *, short_side: int = 0) -> None:
-        self.videos = videos
+        self.classes = videos.classes
+        """Names of the classes by label; empty where none are known."""
         self.short_side = short_side
+        # Not lists of objects: a forked worker that counts references to hundreds of thousands of
+        # them ends up with a copy of them all.
+        self._names = _Texts(entry.name for entry in videos.entries)
+        self._paths = _Texts(entry.path for entry in videos.entries)
+        self._labels = np.array([entry.label for entry in videos.entries], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.videos.entries)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes by label; empty where none are known."""
-        return self.videos.classes
+        return len(self._labels)
 
     def name(self, index: int) -> str:
         """The path as the list has it."""
-        return self.videos.entries[index].name
+        return self._names[index]
 
     def label(self, index: int) -> int:
         """The class, from 0; -1 where none is known."""
-        return self.videos.entries[index].label
+        return int(self._labels[index])
 
     def frames(self, index: int) -> int:
         """The number of frames, counted from the packets; `read` then knows where they lie."""
-        return probe(self.videos.entries[index].path).frames
+        return probe(self._paths[index]).frames
 
     def read(self, index: int, indices: Sequence[int]) -> torch.Tensor:
         """Decode frames [F, 3, H, W] uint8 RGB; `indices` ascend and may repeat."""
-        path = self.videos.entries[index].path
-        return decode(path, indices, short_side=self.short_side or None).frames
+        return decode(self._paths[index], indices, short_side=self.short_side or None).frames
+
+
+class _Texts:
+    """Strings in two arrays."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [os.fsencode(text) for text in texts]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self._ends) - 1:
+            raise IndexError(f"index is {index}; must lie in 0 to {len(self._ends) - 2}")
+        start, end = self._ends[index : index + 2]
+        return os.fsdecode(self._bytes[start:end].tobytes())
 
 
 def read_folder(folder: str | os.PathLike[str]) -> VideoList:
@@ -97,12 +113,7 @@ def read_folder(folder: str | os.PathLike[str]) -> VideoList:
         raise FileNotFoundError(f"{root}: there is no such folder")
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder")
-    names = sorted(
-        Path(at, file).relative_to(root).as_posix()
-        for at, _, files in os.walk(root, followlinks=True)
-        for file in files
-        if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
-    )
+    names = sorted(_below(root))
     if not names:
         raise ValueError(
             f"{root}: holds no video; looked for names that end in {' '.join(sorted(SUFFIXES))}"
@@ -119,6 +130,17 @@ def read_folder(folder: str | os.PathLike[str]) -> VideoList:
     return VideoList(tuple(entries), classes, "folder", str(root))
 
 
+def _below(root: Path) -> Iterator[str]:
+    """Paths of the videos below `root`, relative to it; linked folders count, circles do not."""
+    seen: set[str] = set()
+    for at, folders, files in os.walk(root, followlinks=True):
+        seen.add(os.path.realpath(at))
+        folders[:] = [f for f in folders if os.path.realpath(os.path.join(at, f)) not in seen]
+        for file in files:
+            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
+                yield Path(at, file).relative_to(root).as_posix()
+
+
 def open_source(
     spec: str,
     clips: ClipConfig,
@@ -133,7 +155,7 @@ def open_source(
     Parameters
     ----------
     spec : "synthetic" (`clips.clips` videos) or "synthetic:N"; a folder of videos; a video, by the
-        ending of its name; any other file, and a folder of HMDB51's splits, is a list.
+        ending of its name; any other file, and a folder or pattern of HMDB51's splits, is a list.
     clips : `format`, `root`, `fraction`, `short_side` and `clips` are read.
     seed : of synthetic videos, and of which videos are the `fraction`. A smaller fraction is part
         of a larger one, wherever the videos lie.
@@ -157,13 +179,18 @@ def open_source(
         return SyntheticVideos(count, seed=seed, frames=frames, size=size, held_out=held_out)
     videos = _videos(spec, clips, "val" if held_out else "train")
     if clips.fraction < 1 and not held_out:
-        kept = [e for e in videos.entries if share(seed, e.name) < clips.fraction]
+        kept = [e for e in videos.entries if _share(seed, e.name) < clips.fraction]
         if not kept:
             raise ValueError(
                 f"{spec}: fraction {clips.fraction:g} keeps none of {len(videos.entries)} videos"
             )
         videos = videos._replace(entries=tuple(kept))
     return VideoSource(videos, short_side=clips.short_side)
+
+
+def _share(seed: int, name: str) -> float:
+    # A name that is no UTF-8 is hashed as what its bytes are written like.
+    return share(seed, name.encode(errors="backslashreplace").decode())
 
 
 def _count(spec: str) -> int:
@@ -177,7 +204,7 @@ def _videos(spec: str, clips: ClipConfig, split: str) -> VideoList:
     path = Path(spec)
     if not spec:
         raise ValueError("data is empty; must name a list, a folder, a video or synthetic")
-    if not path.exists():
+    if not path.exists() and "*" not in path.name:
         raise FileNotFoundError(f"{spec}: there is no such list, folder or video")
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return VideoList((Entry(spec, -1, "", path.name),), (), "video", str(path.parent))

@@ -1,10 +1,12 @@
 """Built-in videos: a textured thing that moves in one of eight ways before a panning background.
 
-Pre-training needs no data with them, and classifying them needs motion: what the thing and the
-background look like, where the thing is, its size in the middle of the video, and the speeds are
-drawn alike for every class. What moves along the image's main diagonal (equal x and y) is avoided:
-its displacements are all alike, so that normalising per patch would leave nothing but the flow's
-noise.
+Pre-training needs no data with them, and telling their classes apart needs motion: textures,
+colours, speeds, and where the thing is and how large in the middle of a video are drawn alike for
+every class, and each class is the time reversal of its opposite. So the frames of a clip, if it
+lies anywhere in the video with equal chance, tell nothing of the direction without their order.
+
+Motion along the diagonals is avoided in the background: where x and y displacements are all alike,
+normalising them per patch leaves nothing but the flow's noise.
 """
 
 from __future__ import annotations
@@ -86,8 +88,10 @@ class SyntheticVideos:
 
     def read(self, index: int, indices: Sequence[int]) -> torch.Tensor:
         """Render frames [F, 3, size, size] uint8 RGB; `indices` lie within the video."""
-        if any(not 0 <= i < self.length for i in indices):
-            raise ValueError(f"indices is {list(indices)}; must lie in 0 to {self.length - 1}")
+        if not indices or not all(0 <= i < self.length for i in indices):
+            raise ValueError(
+                f"indices is {list(indices)}; must be frames 0 to {self.length - 1}, at least one"
+            )
         scene = _Scene(self, index)
         # Frame by frame: none depends on which others are asked for.
         drawn = {i: scene.draw(i) for i in sorted(set(indices))}
@@ -121,7 +125,7 @@ class _Scene:
         self.thing = torch.stack(
             [_texture(rng, side, scale), _outline(rng, side, self.radius * _DENSITY)]
         )
-        self.ground = _texture(rng, _DENSITY * 192, scale)
+        self.ground = _texture(rng, 192 * math.ceil(size / 64), scale)  # 1.5 frames wide, or more
         self.colours = [_colours(rng), _colours(rng)]
 
     def draw(self, frame: int) -> torch.Tensor:
@@ -170,21 +174,21 @@ _BULGE = 1.2
 
 
 def _texture(rng: np.random.Generator, side: int, scale: float) -> torch.Tensor:
-    """[side, side]: stripes that bend and break, standard deviation about 1; it repeats.
+    """[side, side]: stripes that bend and break, about 8 to 11 px from one to the next; it repeats.
 
     Mostly waves of one direction, so that a hidden part is to be guessed from its neighbours; the
     rest, of all directions, lets flow see motion along the stripes.
     """
     noise = torch.from_numpy(rng.standard_normal((side, side), dtype=np.float32))
-    length = rng.uniform(9, 13) * scale * _DENSITY
+    length = rng.uniform(8, 11) * scale * _DENSITY
     angle = rng.uniform(0, math.pi)
     x, y = waves(side)
     radius = (x**2 + y**2).sqrt() + 1e-9
-    band = torch.exp(-((torch.log(radius * length) / 0.25) ** 2))
+    band = torch.exp(-((torch.log(radius * length) / 0.2) ** 2))
     # Squared sine of the angle to the waves' direction: opposite directions are one.
     off = ((x * math.sin(angle) - y * math.cos(angle)) / radius) ** 2
-    directed = torch.exp(-off / 0.06)
-    return shaped(noise, band * (directed + 0.12)).clamp(-2.5, 2.5)
+    directed = torch.exp(-off / 0.03)
+    return shaped(noise, band * (directed + 0.06)).clamp(-2.5, 2.5)
 
 
 def _outline(rng: np.random.Generator, side: int, radius: float) -> torch.Tensor:

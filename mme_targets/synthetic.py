@@ -235,7 +235,8 @@ def shaped(noise: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
     """
     side = noise.shape[-1]
     total: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * spectrum, s=(side, side))
-    return total / total.std()
+    # In double, so that threads, which sum in another order, give the same deviation.
+    return total / total.double().std().float()
 
 
 def _sample(texture: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
