@@ -3,7 +3,8 @@
 What the papers call FLOPs are multiply-adds of matrix products: those of linear layers, of the
 patch embedding and of attention; norms, softmax and activations are left out. Table 7f's figures
 come out when all patches are embedded and the heads run on all tokens; here only the visible
-patches are embedded and only the masked tokens reach the heads.
+patches are embedded, only the masked tokens reach the heads, and the decoder's last block computes
+what these need.
 """
 
 from __future__ import annotations
@@ -73,17 +74,21 @@ def count(recipe: Recipe) -> Counts:
 
     embed = 3 * targets.tubelet * targets.patch**2 * encoder.width
     heads = _heads(model, decoder.width, widths.values())
-    between = _blocks(visible, encoder) + decoders * (
+    whole = _blocks(visible, encoder) + decoders * (
         visible * encoder.width * decoder.width + _blocks(tokens, decoder)
     )
+    # Of each decoder's last block, what is of the visible tokens alone: their query, output and
+    # MLP, ten of twelve products of width x width, and their rows of attention.
+    spared = 10 * visible * decoder.width**2 + 2 * visible * tokens * decoder.width
+    between = whole - decoders * (spared if decoder.depth else 0)
     with torch.device("meta"):
-        whole = MaskedMotionEncoder(model, targets)
-    own = _parameters(whole.encoder)
+        network = MaskedMotionEncoder(model, targets)
+    own = _parameters(network.encoder)
     return Counts(
         run=visible * embed + between + masked * heads,
-        paper=tokens * embed + between + tokens * heads,
+        paper=tokens * embed + whole + tokens * heads,
         encoder=tokens * embed + _blocks(tokens, encoder),
-        parameters=_parameters(whole),
+        parameters=_parameters(network),
         encoder_parameters=own,
         backbone_parameters=own + (encoder.width + 1) * CLASSES,
         visible=visible,

@@ -143,29 +143,53 @@ class PatchEmbed(nn.Module):
 class Blocks(nn.ModuleList):
     """timm's transformer blocks, one after the other."""
 
-    def __init__(self, shape: Shape, drop_path: float = 0.0, checkpointing: bool = False) -> None:
+    def __init__(
+        self, shape: Shape, drop_path: float = 0.0, checkpointing: bool = False, cut: bool = False
+    ) -> None:
+        """With `cut` the last block returns the last tokens alone, as many as asked for."""
         norm = partial(nn.LayerNorm, eps=1e-6)
-        last = max(1, shape.depth - 1)
+        last = shape.depth - 1
         super().__init__(
-            Block(
+            (LastBlock if cut and i == last else Block)(
                 shape.width,
                 shape.heads,
                 qkv_bias=True,
-                drop_path=drop_path * i / last,
+                drop_path=drop_path * i / max(1, last),
                 norm_layer=norm,
             )
             for i in range(shape.depth)
         )
         self.checkpointing = checkpointing
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, N, width] to the same."""
+    def forward(self, tokens: Tensor, wanted: int = 0) -> Tensor:
+        """[B, N, width] to the same, or to the last `wanted` where they are cut."""
         for block in self:
+            given = (tokens, wanted) if isinstance(block, LastBlock) else (tokens,)
             if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
+                tokens = checkpoint(block, *given, use_reentrant=False)
             else:
-                tokens = block(tokens)
+                tokens = block(*given)
         return tokens
+
+
+class LastBlock(Block):  # type: ignore[misc]
+    """A block whose output is wanted of the last tokens alone: these ask, and all answer.
+
+    What it returns of them is what the whole block would; the rest is not computed.
+    """
+
+    def forward(self, tokens: Tensor, wanted: int) -> Tensor:
+        """[B, N, width] to [B, wanted, width]."""
+        attention, width = self.attn, tokens.shape[-1]
+        normed, asking = self.norm1(tokens), tokens[:, -wanted:]
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        query = F.linear(normed[:, -wanted:], weight[:width], bias[:width])
+        key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+        split = (x.unflatten(2, (attention.num_heads, -1)) for x in (query, key, value))
+        mixed = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in split))
+        asking = asking + attention.proj(mixed.transpose(1, 2).flatten(2))
+        found: Tensor = asking + self.mlp(self.norm2(asking))
+        return found
 
 
 class Encoder(nn.Module):
@@ -229,7 +253,7 @@ class Decoder(nn.Module):
     def __init__(self, model: ModelConfig, outputs: Mapping[str, int]) -> None:
         super().__init__()
         shape = decoder_shape(model)
-        self.blocks = Blocks(shape, checkpointing=model.checkpointing)
+        self.blocks = Blocks(shape, checkpointing=model.checkpointing, cut=True)
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.heads = nn.ModuleDict(
             {name: _head(model.head, name, shape.width, out) for name, out in outputs.items()}
@@ -238,7 +262,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, masked: int) -> dict[str, Tensor]:
         """[B, V + M, width], the M masked ones last, to [B, M, D] by name."""
-        decoded = self.norm(self.blocks(tokens)[:, -masked:])
+        decoded = self.norm(self.blocks(tokens, masked)[:, -masked:])
         return {name: head(decoded) for name, head in self.heads.items()}
 
 

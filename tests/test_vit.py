@@ -13,6 +13,7 @@ from mme_model.recipe import ModelConfig
 from mme_model.vit import (
     MEAN,
     STD,
+    Blocks,
     Decoder,
     Encoder,
     Shape,
@@ -168,13 +169,31 @@ def test_decoder_without_blocks(kind: str) -> None:
     torch.testing.assert_close(found["shape"], expected)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_last_block_is_a_block_of_which_some_is_wanted(depth: int) -> None:
+    """The same tokens, and the same gradients, as from timm's whole blocks."""
+    torch.manual_seed(0)
+    decoder = Decoder(SMALL.replace(decoder_width=24, decoder_depth=depth), {"shape": 5})
+    tokens = torch.randn(2, 7, 24)
+    whole = Blocks(Shape(24, depth, 1))
+    whole.load_state_dict(decoder.blocks.state_dict())
+    expected = whole(tokens)[:, 4:]
+    found = decoder.blocks(tokens, 3)
+    assert found.shape == (2, 3, 24)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for values in (found, expected):
+        values.square().sum().backward()
+    for one, other in zip(decoder.blocks.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4)
+
+
 def test_released_heads_bound_their_values() -> None:
     """Two layers of 512; sigmoid on histograms, tanh on displacements, nothing on pixels."""
     names = ("position", "shape", "pixel", "hog", "flow", "hof", "mbh")
     torch.manual_seed(0)
     decoder = Decoder(ModelConfig(width=24, heads=2, head="mlp"), dict.fromkeys(names, 40))
     tokens = torch.randn(4, 6, 12)
-    found, normed = decoder(tokens, 6), decoder.norm(decoder.blocks(tokens))
+    found, normed = decoder(tokens, 6), decoder.norm(decoder.blocks(tokens, 6))
     assert {k for k in decoder.state_dict() if k.startswith("heads.hog.")} == {
         f"heads.hog.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")
     }
