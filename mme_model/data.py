@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import signal
 import sys
@@ -118,6 +119,9 @@ class ClipDataset(Dataset[Sample]):
             start = int(rng(seed, epoch, index, "start").integers(room + 1))
         plan = ClipPlan.build(config, start, length)
         frames = self.source.read(video, plan.frames)
+        # PyAV's frames refer to themselves once turned upright, and the collector, which counts
+        # objects and not bytes, would let hundreds of megabytes of them gather.
+        gc.collect(1)
         decoded = time.perf_counter()
 
         height, width = frames.shape[-2:]
