@@ -25,22 +25,6 @@ __all__ = ["TargetMaker", "per_frame_names", "source_tokens"]
 Mark = Callable[[str], Any]
 
 
-class _Motion(MotionTargets):
-    """`MotionTargets` that are told what is padded as a tensor [B, S, L], already on its device:
-    plans would be copied there, and the host would wait for it.
-    """
-
-    def _padded(
-        self,
-        plan: ClipPlan | Sequence[ClipPlan] | torch.Tensor | None,
-        batch: int,
-        device: torch.device,
-    ) -> torch.Tensor | None:
-        if isinstance(plan, torch.Tensor):
-            return plan
-        return super()._padded(plan, batch, device)
-
-
 class TargetMaker(nn.Module):
     """Targets of masked patches, from the decoded frames of clips; without parameters.
 
@@ -109,7 +93,7 @@ class TargetMaker(nn.Module):
         made: dict[str, Target] = {}
         if self.motion is not None:
             flow = cameras = None
-            if self.motion._needs_flow:
+            if self.motion.needs_flow:
                 flow, cameras = self.motion.flow(frames)
             if mark is not None:
                 mark("flow")
@@ -199,7 +183,7 @@ def source_tokens(
     return source.gather(1, tubelet) * patches + masked % patches
 
 
-def _part(config: TargetConfig, wanted: Sequence[str], backend: str) -> _Motion | None:
+def _part(config: TargetConfig, wanted: Sequence[str], backend: str) -> MotionTargets | None:
     if not wanted:
         return None
-    return _Motion(config.replace(targets=tuple(wanted)), backend=backend)
+    return MotionTargets(config.replace(targets=tuple(wanted)), backend=backend)
