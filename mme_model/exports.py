@@ -150,6 +150,8 @@ def _renamed(weights: Weights, kept: Mapping[str, Tensor], to: Format) -> dict[s
         parts = names(key, style, decoders)
         for part, piece in zip(parts, value.chunk(len(parts)), strict=True):
             found[part[0]] = piece
+            # Under each of its names, for each reader knows one: see `key_maps`.
+            found |= {alias: piece.clone() for alias in part[1:]}
     # No format keeps a bias of the keys, for good reason (see `key_maps`).
     found = {k: v for k, v in found.items() if not k.endswith((".k_bias", ".key.bias"))}
     if weights.kind == "classifier" and to != "hf":
@@ -166,7 +168,7 @@ def _about(weights: Weights) -> dict[str, str]:
     about = {"format": FORMAT, "kind": weights.kind, "recipe": weights.recipe.to_json()}
     if weights.kind == "classifier":
         about["classes"] = json.dumps(weights.classes)
-    return about | {"source": f"{weights.format}: {Path(weights.source).name}"}
+    return about | {"source": weights.origin}
 
 
 def _write(state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None) -> None:
@@ -241,6 +243,7 @@ def _hf_files(weights: Weights, kept: Mapping[str, Tensor], kind: str) -> dict[s
 def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> str:
     """A model card: what it is, how it is loaded, by which recipe, what is left to its user."""
     shape, clip = encoder_shape(weights.recipe.model), weights.clip
+    ours = weights.origin.startswith("mme:")
     what = {
         "encoder": "the encoder",
         "pretrain": "the pre-trained model, decoder and all",
@@ -268,14 +271,14 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         f"pipeline_tag: {'video-classification' if kind == 'classifier' else 'feature-extraction'}",
         "---",
         "",
-        "# Masked Motion Encoding" if weights.format == "mme" else "# Video transformer",
+        "# Masked Motion Encoding" if ours else "# Video transformer",
         "",
         f"This is {what}: a video transformer of {shape.depth} blocks of width {shape.width} with "
         f"{shape.heads} heads, on {clip.frames} frames of {clip.size}×{clip.size} px in patches of "
         f"{clip.tubelet}×{clip.patch}×{clip.patch}. Frames are RGB, normalised by ImageNet's mean "
         "and deviation. Positions are fixed sinusoids and not among the weights.",
         "",
-        f"Converted from `{Path(weights.source).name}` ({weights.format}).",
+        f"Converted from a checkpoint ({weights.origin}).",
         "",
         "## Loading",
         "",
@@ -289,7 +292,7 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         "",
         *(
             ["```yaml", weights.recipe.to_yaml().rstrip(), "```"]
-            if weights.format == "mme"
+            if ours
             else ["Not known: the file that it was converted from does not hold it."]
         ),
         "",
@@ -306,8 +309,9 @@ def _about_versions(to: Format, kind: str) -> list[str]:
     if to != "hf":
         return []
     lines = [
-        "Biases of queries and values are `q_bias` and `v_bias`, which transformers 4 and current "
-        "releases of 5 read; releases of 5 that warn of them as unexpected load zeros instead.",
+        "Biases of queries and values are there twice: as `q_bias` and `v_bias` for transformers "
+        "up to 5.5 and from 5.18 on, and as `query.bias` and `value.bias` for those between, "
+        "which would start from zeros. A warning that names the other pair can be ignored.",
     ]
     if kind != "encoder":
         norm = "fc_norm" if kind == "classifier" else "decoder.norm"

@@ -60,9 +60,8 @@ def names(key: str, style: Style, decoders: int = 1) -> list[tuple[str, ...]]:
     Returns
     -------
     list
-        The parts that it is made of, one after the other along the rows, each by all the names
-        that it goes by, the one to write first. One part, or three where queries, keys and values
-        are apart.
+        The parts that it is made of, one after the other along the rows: one, or three where
+        queries, keys and values are apart. Each by all its names; an export has all of them.
     """
     layer, _, end = key.rpartition(".")
     block = _BLOCK.fullmatch(key)
@@ -90,7 +89,8 @@ def _names_in_block(
         ]
         if end == "weight":
             return parts
-        # Version 5 calls them as above; version 4, and the files on the hub, as here.
+        # The files on the hub, and transformers up to 5.5, call them as here; 5.6 to 5.17 read the
+        # names above alone and start from zeros where they are not; 5.18 and later read both.
         return [(f"{at}.attention.attention.{p[0]}_bias", *own)
                 for p, own in zip("qkv", parts, strict=True)]  # fmt: skip
     place = f"{stack}.blocks" if stack == "encoder" or style == "released" else "decoder.blocks"
@@ -161,12 +161,12 @@ def pick(
     """
     parts = names(key, style, decoders)
     found = [next((n for n in part if n in given), None) for part in parts]
-    used = [name for name in found if name is not None]
+    used = [name for part in parts for name in part if name in given]
     if len(parts) == 1:
         return (given[used[0]][1] if used else None), used
     if key.endswith(".weight"):
-        whole = torch.cat([given[n][1] for n in used]) if len(used) == len(parts) else None
-        return whole, used if whole is not None else []
+        there = [given[n][1] for n in found if n is not None]
+        return (torch.cat(there), used) if len(there) == len(parts) else (None, [])
     if used:
         like = given[used[0]][1]
     else:

@@ -65,6 +65,8 @@ class Weights:
     classes : names of a classifier's classes.
     format : what they came from: mme, videomae, released or hf.
     source : the file.
+    origin : format and name of the file that they came from first; the recipe is whole where that
+        is "mme".
     mapped : how many of the file's tensors they were made of.
     left : tensors and other content that was left out, with the reason.
     notes : what a user should know.
@@ -76,6 +78,7 @@ class Weights:
     classes: list[str]
     format: str
     source: str
+    origin: str
     mapped: int
     left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -149,7 +152,8 @@ def _own(opened: Opened, only_encoder: bool) -> Weights:
         with torch.device("meta"):
             wanted = build(kind, recipe, len(classes), norm).state_dict()
         fit_state(state, wanted, str(opened.path))
-    return Weights(state, kind, recipe, classes, "mme", str(opened.path), len(state), left)
+    origin, name = about.get("source", f"mme: {opened.path.name}"), str(opened.path)
+    return Weights(state, kind, recipe, classes, "mme", name, origin, len(state), left)
 
 
 class _Reader:
@@ -197,6 +201,7 @@ class _Reader:
             self._classes(classes),
             self.style,
             str(self.opened.path),
+            f"{self.style}: {self.opened.path.name}",
             mapped,
             self.left,
             self.notes,
