@@ -30,6 +30,7 @@ __all__ = [
     "run",
 ]
 
+HEADS = ("head.weight", "classifier.weight")
 TITLES = {
     "mme": "this project's",
     "videomae": "VideoMAE's",
@@ -96,7 +97,7 @@ def load_classifier(
     """
     weights = read_weights(path)
     if not isinstance(weights.recipe, FinetuneRecipe):
-        why = "; ".join(dict.fromkeys(r for k, r in weights.left.items() if "head" in k))
+        why = "; ".join({r: 0 for k, r in weights.left.items() if k in HEADS})
         raise ValueError(
             f"{weights.source} holds no classifier{': its head ' + why if why else ''}"
         )

@@ -68,6 +68,8 @@ def names(key: str, style: Style, decoders: int = 1) -> list[tuple[str, ...]]:
     if block:
         stack, index, inner = block.groups()
         inner, _, end = inner.rpartition(".")
+        if style == "released":
+            stack = _released(f"{stack}.", decoders)[:-1]
         return _names_in_block(style, stack, index, inner, end)
     if style == "hf":
         return [(f"{_HF.get(layer, layer)}.{end}" if layer else key,)]
@@ -102,7 +104,7 @@ def _names_in_block(
 
 def _released(key: str, decoders: int) -> str:
     """Histograms are the first head or decoder there, displacements the second."""
-    found = re.fullmatch(r"(encoder_to_decoder|decoder)\.(\d+)\.(.+)", key)
+    found = re.fullmatch(r"(encoder_to_decoder|decoder)\.(\d+)\.(.*)", key)
     if not found:
         return key
     what, index, inner = found.groups()
