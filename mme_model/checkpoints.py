@@ -34,6 +34,7 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from .classifier import Classifier
     from .finetune_recipe import FinetuneRecipe
+    from .vit import Encoder
 
 __all__ = [
     "Checkpoint",
@@ -41,6 +42,7 @@ __all__ = [
     "fit_state",
     "latest",
     "load_classifier",
+    "load_encoder",
     "load_model",
     "load_state",
     "prune",
@@ -209,6 +211,15 @@ def load_classifier(
 ) -> tuple[Classifier, FinetuneRecipe, list[str]]:
     """As `convert.load_classifier`: of any format, with its recipe and its classes' names."""
     from .convert import load_classifier as load
+
+    return load(path, device)
+
+
+def load_encoder(
+    path: str | os.PathLike[str], device: str = "cpu"
+) -> tuple[Encoder, dict[str, Any]]:
+    """As `convert.load_encoder`: of a checkpoint of any format, with facts about it."""
+    from .convert import load_encoder as load
 
     return load(path, device)
 

@@ -70,14 +70,13 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     Raises
     ------
     OSError
-        If `out` cannot be written, or is a folder that holds something already.
+        If `out` cannot be written or is there already (an empty folder may be).
     ValueError
-        If `out` is a file and the format a folder.
+        If `out` ends as another format's files do.
     """
     out = Path(out)
     whole = out.suffix not in (".safetensors", ".pth", ".pt")
-    if to == "hf" and not whole:
-        raise ValueError(f"{out}: Hugging Face's format is a folder; leave out {out.suffix}")
+    _check_out(out, to, whole)
     kept, left = _fitting(weights, to)
     state = _renamed(weights, kept, to)
     kind = "encoder" if left else weights.kind
@@ -87,8 +86,6 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
         with atomic_path(out.with_suffix(".md")) as path:
             path.write_text(card)
         return Written(out, len(state), left)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already; name a folder that is new or empty")
     beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         beside.mkdir(parents=True)
@@ -104,6 +101,22 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Written(out, len(state), left)
+
+
+def _check_out(out: Path, to: Format, whole: bool) -> None:
+    if whole:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out} is there already; name a folder that is new or empty")
+        return
+    if to == "hf":
+        raise ValueError(f"{out}: Hugging Face's format is a folder; leave out {out.suffix}")
+    if (to == "mme") != (out.suffix == ".safetensors"):
+        raise ValueError(
+            f"{out} ends in {out.suffix}; {to} is written as {Path(_NAMES[to]).suffix}"
+        )
+    for path in (out, out.with_suffix(".md")):
+        if path.exists():
+            raise FileExistsError(f"{path} is there already; name a new file")
 
 
 def _fitting(weights: Weights, to: Format) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -175,8 +188,7 @@ def _write(state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None
     """A safetensors file with that metadata, or without any what `torch.save` writes."""
     with atomic_path(path) as beside:
         if about is None:
-            # Each with memory of its own: a view would be saved with all that it is a view of.
-            torch.save({"model": {k: v.contiguous().clone() for k, v in state.items()}}, beside)
+            torch.save({"model": {k: _alone(v) for k, v in state.items()}}, beside)
             return
         from safetensors.torch import save_file
 
@@ -184,6 +196,17 @@ def _write(state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None
             save_file({k: v.contiguous() for k, v in state.items()}, str(beside), metadata=about)
         except Exception as error:  # safetensors has an error class of its own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same memory as a storage of its own.
+
+    `torch.save` writes whole storages, and that of a tensor mapped from a file is the file.
+    """
+    tensor = tensor.contiguous()
+    start = tensor.storage_offset() * tensor.element_size()
+    piece = tensor.untyped_storage()[start : start + tensor.nbytes]
+    return torch.empty(0, dtype=tensor.dtype).set_(piece, 0, tensor.shape, tensor.stride())
 
 
 def _hf_files(weights: Weights, kept: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
@@ -256,7 +279,7 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         else "from mme_model.checkpoints import load_model\n"
         'model, recipe = load_model("model.safetensors")'
         if kind == "pretrain"
-        else "from mme_model.convert import load_encoder\n"
+        else "from mme_model.checkpoints import load_encoder\n"
         'encoder, facts = load_encoder("model.safetensors")',
         "hf": f"from transformers import {_HF_CLASSES[kind]}\n"
         f'model = {_HF_CLASSES[kind]}.from_pretrained("path/to/this/folder")',

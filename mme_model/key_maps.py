@@ -168,7 +168,7 @@ def pick(
         return (given[used[0]][1] if used else None), used
     if key.endswith(".weight"):
         there = [given[n][1] for n in found if n is not None]
-        return (torch.cat(there), used) if len(there) == len(parts) else (None, [])
+        return (_together(there, used), used) if len(there) == len(parts) else (None, [])
     if used:
         like = given[used[0]][1]
     else:
@@ -177,7 +177,14 @@ def pick(
             return None, []
         like = weight[: len(weight) // 3, 0]
     values = [torch.zeros_like(like) if n is None else given[n][1] for n in found]
-    return torch.cat(values), used
+    return _together(values, used), used
+
+
+def _together(values: list[Tensor], used: list[str]) -> Tensor:
+    if len({value.shape for value in values}) > 1:
+        shapes = ", ".join(str(list(value.shape)) for value in values)
+        raise ValueError(f"{', '.join(used)} have shapes {shapes}; must have one")
+    return torch.cat(values)
 
 
 def rows_of_released(tracks: int, steps: int, features: int, *, back: bool = False) -> Tensor:

@@ -22,11 +22,11 @@ from transformers import (
     VideoMAEModel,
 )
 
-from mme_model.checkpoints import load_classifier, load_model
-from mme_model.convert import add_arguments, convert, load_encoder, load_encoder_state, run
+from mme_model.checkpoints import load_classifier, load_encoder, load_model
+from mme_model.convert import add_arguments, convert, load_encoder_state, run
 from mme_model.finetune_recipe import FinetuneRecipe
 from mme_model.recipe import Recipe
-from mme_model.weights import Assumed, Weights, build, read_weights
+from mme_model.weights import Assumed, build, read_weights
 
 SHAPES = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}
 CLIP = {"frames": 4, "size": 32}
@@ -359,6 +359,9 @@ def test_videomae_pretraining_files_compute_what_they_did(tmp_path: Path) -> Non
     there = torch.load(tmp_path / "there" / "checkpoint.pth", weights_only=True)["model"]
     assert there.keys() == want.keys()
     assert all(torch.equal(there[key], want[key]) for key in want)
+    stored = sum(value.untyped_storage().nbytes() for value in there.values())
+    assert stored == sum(value.nbytes for value in want.values())
+    assert (tmp_path / "there" / "checkpoint.pth").stat().st_size < 1.2 * stored
 
 
 # The authors' pre-training files
@@ -523,6 +526,19 @@ def test_missing_weights_and_other_shapes_are_a_table(tmp_path: Path) -> None:
     assert "encoder.blocks.1.mlp.fc1.bias - [256]" in rows
 
 
+def test_weights_that_cannot_be_put_together_are_named(tmp_path: Path) -> None:
+    VideoMAEModel(config()).save_pretrained(tmp_path)
+    file, at = tmp_path / "model.safetensors", "encoder.layer.0.attention.attention."
+    state = load_file(file)
+    for name, shape in (("query.weight", (64, 32)), ("q_bias", (65,))):
+        save_file(state | {at + name: torch.zeros(shape)}, file)
+        with pytest.raises(ValueError, match=rf"layer\.0\.attention\.attention\.{name}.*shapes"):
+            read_weights(tmp_path)
+    save_file({key: value.to(torch.int8) for key, value in state.items()}, file)
+    with pytest.raises(ValueError, match=r"is torch\.int8; must be floating point"):
+        read_weights(tmp_path)
+
+
 def test_an_unknown_format_is_said(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"no format known here.*conv1\.weight"):
@@ -584,6 +600,10 @@ def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
         convert(tmp_path / "own.safetensors", tmp_path / "out", "hf")
     with pytest.raises(ValueError, match="is a folder; leave out"):
         convert(tmp_path / "own.safetensors", tmp_path / "out.safetensors", "hf")
+    with pytest.raises(ValueError, match=r"ends in \.pth; mme is written as \.safetensors"):
+        convert(tmp_path / "own.safetensors", tmp_path / "out.pth", "mme")
+    with pytest.raises(FileExistsError, match="name a new file"):
+        convert(tmp_path / "own.safetensors", tmp_path / "own.safetensors", "mme")
     with pytest.raises(ValueError, match="classes has 1 names"):
         convert(tmp_path / "own.safetensors", tmp_path / "new", "hf", classes=["x"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "own.safetensors"]
@@ -610,9 +630,3 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "out.md").read_text().startswith("---")
     with pytest.raises(ValueError, match="size is -1"):
         run(parser.parse_args([*map(str, words[:4]), "--size", "-1"]))
-
-
-def test_weights_are_plain_data() -> None:
-    recipe = pixels()
-    weights = Weights({}, "pretrain", recipe, [], "mme", "a", "mme: a", 0)
-    assert weights.clip is recipe.targets
