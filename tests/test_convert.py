@@ -22,7 +22,7 @@ from transformers import (
     VideoMAEModel,
 )
 
-from mme_model.checkpoints import load_classifier, load_encoder, load_model
+from mme_model.checkpoints import load_classifier, load_encoder, load_model, save
 from mme_model.convert import add_arguments, convert, load_encoder_state, run
 from mme_model.finetune_recipe import FinetuneRecipe
 from mme_model.recipe import Recipe
@@ -569,6 +569,20 @@ def test_own_checkpoints_give_their_encoder(tmp_path: Path) -> None:
     assert "norm.weight" not in state
     saved("pretrain", pixels(), tmp_path / "model.safetensors")
     assert "norm.weight" in load_encoder_state(tmp_path)[0]
+
+
+def test_runs_give_their_last_checkpoint(tmp_path: Path) -> None:
+    recipe, optimizer = finetune(), {"state": {}, "param_groups": []}
+    for step in (1, 2):
+        model = build("classifier", recipe, 3)
+        with torch.no_grad():
+            model.head.bias.fill_(step)  # type: ignore[union-attr, operator]
+        state = model.state_dict()
+        save(tmp_path, step, model=state, optimizer=optimizer, recipe=recipe, kind="classifier")
+    model, again, classes = load_classifier(tmp_path)
+    assert model.head.bias.tolist() == [2, 2, 2]
+    assert again == recipe
+    assert classes == ["0", "1", "2"], "where the checkpoint names none"
 
 
 def test_conversions_remember_where_weights_came_from(tmp_path: Path) -> None:
