@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,11 +31,18 @@ from mme_targets.settings import Config
 
 from .recipe import Recipe
 
+if TYPE_CHECKING:
+    from .classifier import Classifier
+    from .finetune_recipe import FinetuneRecipe
+    from .vit import Encoder
+
 __all__ = [
     "Checkpoint",
     "checkpoints",
     "fit_state",
     "latest",
+    "load_classifier",
+    "load_encoder",
     "load_model",
     "load_state",
     "prune",
@@ -197,6 +204,24 @@ def load_model(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Mo
     model = MaskedMotionEncoder(recipe.model, recipe.targets).to(device)
     model.load_state_dict(fit_state(state, model.state_dict(), str(file)))
     return model.eval(), recipe
+
+
+def load_classifier(
+    path: str | os.PathLike[str], device: str = "cpu"
+) -> tuple[Classifier, FinetuneRecipe, list[str]]:
+    """As `convert.load_classifier`: of any format, with its recipe and its classes' names."""
+    from .convert import load_classifier as load
+
+    return load(path, device)
+
+
+def load_encoder(
+    path: str | os.PathLike[str], device: str = "cpu"
+) -> tuple[Encoder, dict[str, Any]]:
+    """As `convert.load_encoder`: of a checkpoint of any format, with facts about it."""
+    from .convert import load_encoder as load
+
+    return load(path, device)
 
 
 def fit_state(
