@@ -5,6 +5,7 @@ A run keeps them in ``OUT/checkpoints/step-000000100/``:
 =======================  ==========================================================================
 model.safetensors        weights; the header's metadata holds the recipe, the step and the version
 optimizer.safetensors    AdamW's moments by the parameter's name
+ema.safetensors          the moving average of the weights, where one is kept; as the weights
 state.json               step, score, the scalars of the optimiser
 =======================  ==========================================================================
 
@@ -41,6 +42,7 @@ __all__ = [
     "checkpoints",
     "fit_state",
     "latest",
+    "load_average",
     "load_classifier",
     "load_encoder",
     "load_model",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 FORMAT = "mme-1"
+AVERAGE = "ema.safetensors"
 _NAME = re.compile(r"step-(\d{9,})")
 
 
@@ -96,10 +99,16 @@ def save(
     kind: str = "pretrain",
     score: float | None = None,
     state: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    average: Mapping[str, torch.Tensor] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint of a job of that `kind`.
 
-    `optimizer` is as `torch.optim` lays it out, by the parameters' names.
+    Parameters
+    ----------
+    optimizer : as `torch.optim` lays it out, by the parameters' names.
+    metadata : what the headers of files of weights say beside the recipe.
+    average : weights of a moving average, for ema.safetensors.
 
     Raises
     ------
@@ -115,9 +124,12 @@ def save(
     beside = folder / f".{final.name}.{secrets.token_hex(4)}"
     moments = {f"{name}/{k}": v for name, one in optimizer["state"].items() for k, v in one.items()}
     about = {"format": FORMAT, "kind": kind, "recipe": recipe.to_json(), "step": str(step)}
+    about |= metadata or {}
     try:
         beside.mkdir()
         save_file(_apart(model), str(beside / "model.safetensors"), metadata=about)
+        if average is not None:
+            save_file(_apart(average), str(beside / AVERAGE), metadata=about)
         save_file(_apart(moments), str(beside / "optimizer.safetensors"))
         values = {"step": step, "score": score, **(state or {})}
         values["param_groups"] = optimizer["param_groups"]
@@ -173,6 +185,16 @@ def load_state(
         name, kind = key.rsplit("/", 1)
         named.setdefault(name, {})[kind] = value
     return model, {"state": named, "param_groups": state.pop("param_groups")}, state
+
+
+def load_average(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The moving average of the weights; OSError where it is missing or damaged."""
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(str(checkpoint.path / AVERAGE)))
+    except Exception as error:
+        raise OSError(f"checkpoint {checkpoint.path / AVERAGE} cannot be read: {error}") from error
 
 
 def load_model(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Module, Recipe]:

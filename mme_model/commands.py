@@ -2,79 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import re
 import typing
-from collections.abc import Iterator
 from typing import Any
 
-from mme_targets.cli import Command, field_docs
-from mme_targets.settings import Config
+from mme_targets.cli import Command
 from mme_targets.targets import names
 
-from .recipe import Recipe, TrainConfig, load_recipe, recipe_names
+from .options import add_recipe, changes_of
+from .recipe import Recipe, load_recipe, recipe_names
 
 __all__ = ["COMMANDS"]
 
 
-def _fields(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any, str, type[Config]]]:
-    """(dotted name, default, doc, class) of each plain field, groups within groups."""
-    docs, defaults, hints = field_docs(cls), cls(), typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind = hints[f.name]
-        if isinstance(kind, type) and issubclass(kind, Config):
-            yield from _fields(kind, f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name, getattr(defaults, f.name), docs[f.name], cls
-
-
-def _option(name: str) -> str:
-    """How a field is called on the command line: those of `train` by their own name."""
-    return name.removeprefix("train.")
-
-
-def _add_recipe(parser: Any) -> None:
-    parser.add_argument("--recipe", type=str, default="tiny", metavar="NAME|FILE",
-                        help="by name (`mme recipes` lists them), or a YAML file")  # fmt: skip
-    groups: dict[str, Any] = {}
-    for name, value, doc, cls in _fields(Recipe):
-        title = {Recipe: "data", TrainConfig: "training"}.get(cls, name.rsplit(".", 1)[0])
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        hint = typing.get_type_hints(cls)[name.rsplit(".", 1)[-1]]
-        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-        plain = json.dumps(list(value) if isinstance(value, tuple) else value).strip('"')
-        groups[title].add_argument(
-            f"--{_option(name)}",
-            type=typing.Optional[str],  # noqa: UP045
-            default=None,
-            metavar="|".join(choices)
-            or {bool: "BOOL", int: "N", float: "X"}.get(type(value), "TEXT"),
-            help=f"{doc} [{plain or 'empty'}]".replace("%", "%%"),
-        )
-
-
 def recipe_of(args: Any) -> Recipe:
-    """The recipe named, with what the command line says on top; values are read as YAML."""
-    import yaml
-
-    given = args.as_flat() if hasattr(args, "as_flat") else args
-    changes: dict[str, Any] = {}
-    for name, default, _, _ in _fields(Recipe):
-        text = getattr(given, _option(name), None)
-        if text is None:
-            continue
-        inner = changes
-        *outer, last = name.split(".")
-        for key in outer:
-            inner = inner.setdefault(key, {})
-        if isinstance(default, tuple) and not text.startswith("["):
-            inner[last] = [yaml.safe_load(part) for part in text.split(",")]
-        else:
-            inner[last] = text if isinstance(default, str) else yaml.safe_load(text)
-    return load_recipe(args.recipe, changes)
+    """The recipe named, with what the command line says on top."""
+    return load_recipe(args.recipe, changes_of(args))
 
 
 def _add_pretrain(parser: Any) -> None:
@@ -87,7 +31,7 @@ def _add_pretrain(parser: Any) -> None:
                         "one")  # fmt: skip
     parser.add_argument("--cpu", type=bool, nargs="?", const=True, default=False,
                         help="leave GPUs alone")  # fmt: skip
-    _add_recipe(parser)
+    add_recipe(parser)
 
 
 def run_pretrain(args: Any) -> int:
@@ -132,7 +76,7 @@ def _is_comment(line: str) -> bool:
 
 
 def _add_info(parser: Any) -> None:
-    _add_recipe(parser)
+    add_recipe(parser)
 
 
 def run_info(args: Any) -> int:
@@ -169,6 +113,19 @@ def run_reconstruct(args: Any) -> int:
     return run(args)
 
 
+def _add_finetune(parser: Any) -> None:
+    from .finetune import add_arguments
+
+    add_arguments(parser)
+
+
+def run_finetune(args: Any) -> int:
+    """`mme finetune`."""
+    from .finetune import run
+
+    return run(args)
+
+
 COMMANDS = {
     "pretrain": Command(
         "pre-train a video transformer on raw videos",
@@ -179,6 +136,16 @@ COMMANDS = {
         "usual value, which holds unless the recipe says otherwise.",
         _add_pretrain,
         run_pretrain,
+    ),
+    "finetune": Command(
+        "train a classifier on a pre-trained encoder",
+        "mme finetune [--recipe NAME] [--data TRAIN] [--val VAL] [--init CHECKPOINT] --out DIR "
+        "[option ...]",
+        "Fine-tuning (Table 9). The classes are those of the training data. Every field of a "
+        "recipe can be changed here; in brackets stands the paper's or else a usual value, which "
+        "holds unless the recipe says otherwise.",
+        _add_finetune,
+        run_finetune,
     ),
     "reconstruct": Command(
         "draw true and predicted tracks of a video (Fig. 4)",

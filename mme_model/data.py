@@ -6,30 +6,18 @@ and the batch says so.
 
 On a CPU the loader's workers make the targets, in the trainer's slack; for a GPU a batch carries
 the frames, and `inline.TargetMaker` makes the targets there.
-
-Workers are forked: that starts them at once and shares the source's memory. It is safe here since a
-worker uses none of the threads that a fork loses: torch runs on one thread in it, `mme_targets`'
-pool starts anew after a fork, OpenCV's is switched off before its first use, and PyAV holds no file
-open between reads. Where CUDA is in use already they are spawned, as a context does not survive a
-fork. A worker is killed by the kernel when the thread that started it ends, however that ends.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import gc
-import os
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mme_targets import ClipPlan
 from mme_targets.demux import VideoError
@@ -39,6 +27,7 @@ from .augment import crop_box, flip, flip_box, permutation, resize_crop
 from .batch import Batch, Sample
 from .inline import TargetMaker
 from .keys import rng
+from .loading import Loader, first_readable, pins, worker_count
 from .masking import draw_mask
 from .order import Key, MicroBatches, Order
 from .recipe import Recipe
@@ -49,11 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "ClipDataset", "ClipLoader", "HeldOut", "Sample", "clip_loader"]
 __all__ += ["collate", "held_out_batches", "worker_count"]
 
-TRIES = 10
-"""Unreadable videos in a row at which a clip is given up."""
 PHASES = ("decode", "crop", "flow", "targets")
-_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
-"""Errors that are the machine's, not the video's."""
 
 
 class ClipDataset(Dataset[Sample]):
@@ -82,30 +67,8 @@ class ClipDataset(Dataset[Sample]):
         VideoError
             If neither the video nor any of those tried in its place can be read; names them all.
         """
-        epoch, index = key
-        tried: list[int] = []
-        skipped: list[tuple[str, str]] = []
-        video = index
-        while True:
-            try:
-                return self._clip(epoch, index, video, skipped)
-            except (VideoError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in _SYSTEM:
-                    raise
-                tried.append(video)
-                skipped.append((self.source.name(video), " ".join(str(error).split())))
-            if len(tried) >= min(TRIES, len(self.source)):
-                reasons = "; ".join(reason for _, reason in skipped)
-                raise VideoError(f"{len(tried)} videos in a row cannot be read: {reasons}")
-            video = self._other(epoch, index, tried)
-
-    def _other(self, epoch: int, index: int, tried: Sequence[int]) -> int:
-        """A video that was not tried, each as likely."""
-        draw = rng(self.recipe.train.seed, epoch, index, f"replacement {len(tried)}")
-        place = int(draw.integers(len(self.source) - len(tried)))
-        for used in sorted(tried):
-            place += place >= used
-        return place
+        make = partial(self._clip, *key)
+        return first_readable(self.source, self.recipe.train.seed, key, make)
 
     def _clip(self, epoch: int, index: int, video: int, skipped: list[tuple[str, str]]) -> Sample:
         config, seed = self.recipe.targets, self.recipe.train.seed
@@ -197,65 +160,21 @@ def collate(samples: Sequence[Sample], maker: TargetMaker | None) -> Batch:
     return batch
 
 
-def worker_count(asked: int = -1) -> int:
-    """Worker processes of one training process: `asked`, or for -1 one a core that it may use, less
-    its own, shared among the training processes of this machine (`LOCAL_WORLD_SIZE`); at least 1.
-    """
-    if asked >= 0:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    return max(1, ((cores or 1) - 1) // local)
-
-
-class ClipLoader:
-    """Batches in the order of their steps; iterating starts the workers and ends them.
-
-    The same whatever the number of workers. Iterate in a thread that lives as long as the workers
-    are to.
-    """
+class ClipLoader(Loader[Batch]):
+    """Batches of clips in the order of their steps."""
 
     def __init__(
         self, dataset: ClipDataset, maker: TargetMaker | None, order: MicroBatches, pin: bool
     ) -> None:
         clips = dataset.recipe.clips
-        self.dataset, self.maker, self.order, self.pin = dataset, maker, order, pin
-        self.workers = worker_count(clips.workers)
-        self.prefetch = clips.prefetch
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches.
-
-        Raises
-        ------
-        VideoError, OSError, ValueError
-            As raised where the batch was made.
-        """
-        options: dict[str, Any] = {}
-        if self.workers:
-            if self.maker is not None:
-                # Custom operators import it when first called: once here, not in every worker.
-                from torch import _dynamo  # noqa: F401
-            options = {
-                "prefetch_factor": self.prefetch,
-                "multiprocessing_context": "spawn" if torch.cuda.is_initialized() else "fork",
-                "worker_init_fn": partial(_start_worker, os.getpid()),
-            }
-        loader: DataLoader[Any] = DataLoader(
-            _Batches(self.dataset, self.maker),
-            batch_sampler=self.order,
-            collate_fn=_itself,
-            num_workers=self.workers,
-            pin_memory=self.pin,
-            **options,
+        super().__init__(
+            partial(_batch, dataset, maker),
+            order,
+            workers=clips.workers,
+            prefetch=clips.prefetch,
+            pin=pin,
+            warm=_import_dynamo if maker is not None else None,
         )
-        for item in loader:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
 
 
 def clip_loader(
@@ -291,7 +210,7 @@ def clip_loader(
     pieces = MicroBatches(
         order, steps, start_step=start_step, rank=rank, world=world, micro_batch=micro_batch
     )
-    return ClipLoader(ClipDataset(recipe, source), _maker(recipe, device), pieces, _pins(device))
+    return ClipLoader(ClipDataset(recipe, source), _maker(recipe, device), pieces, pins(device))
 
 
 class HeldOut:
@@ -355,43 +274,10 @@ def _maker(recipe: Recipe, device: torch.device) -> TargetMaker | None:
     return TargetMaker(recipe.targets, shuffle=recipe.clips.shuffle)
 
 
-def _pins(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_available()
+def _batch(dataset: ClipDataset, maker: TargetMaker | None, keys: list[Key]) -> Batch:
+    return collate([dataset[key] for key in keys], maker)
 
 
-@dataclass
-class _Failure:
-    """An error on its way out of a worker, which the loader would wrap in a traceback's text."""
-
-    error: Exception
-
-
-class _Batches(Dataset[Any]):
-    """Whole batches by their keys, made where the loader's items are."""
-
-    def __init__(self, dataset: ClipDataset, maker: TargetMaker | None) -> None:
-        self.dataset, self.maker = dataset, maker
-
-    def __getitems__(self, keys: list[Key]) -> Batch | _Failure:
-        try:
-            return collate([self.dataset[key] for key in keys], self.maker)
-        except (VideoError, OSError, ValueError, TypeError, MemoryError) as error:
-            return _Failure(error)
-
-
-def _itself(item: Any) -> Any:
-    return item
-
-
-def _start_worker(parent: int, worker: int) -> None:
-    """Tie a worker's life to its parent's, and keep it to one thread."""
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before it could be watched
-            os._exit(1)
-    # An interrupt reaches the whole group; what becomes of the run is the parent's to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import cv2
-
-    cv2.setNumThreads(0)  # not 1, which waits for the threads of a pool that a fork has lost
+def _import_dynamo() -> None:
+    # Custom operators import it when first called: once here, not in every worker.
+    from torch import _dynamo  # noqa: F401

@@ -41,9 +41,14 @@ class Job(Protocol):
     steps: int
     steps_per_epoch: int
     groups: list[dict[str, Any]]
-    """Parameter groups with their weight decay."""
+    """Parameter groups with their weight decay and, where it is not 1, `lr_scale`: their learning
+    rate relative to the schedule's."""
     judged: bool
-    """Whether there are held-out clips, whose loss then names the best checkpoint."""
+    """Whether there are held-out clips, whose `score` then names the best checkpoint."""
+    ema: float
+    """Decay of an average of the weights that is kept beside them; 0: none."""
+    metadata: dict[str, str]
+    """What the header of its checkpoints says beside the recipe."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -55,6 +60,12 @@ class Job(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a micro-batch, and its parts."""
 
+    def measure(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        """What is to be known of held-out clips: means over the batch, by name."""
+
+    def score(self, measured: dict[str, float]) -> float | None:
+        """What a checkpoint is judged by, lower is better, of the means "val/…"."""
+
     def held_out(self, model: nn.Module, rank: int, world: int) -> Iterator[tuple[Any, int]]:
         """Batches of held-out clips and how many of each count; nothing if there are none."""
 
@@ -63,6 +74,9 @@ class Job(Protocol):
 
     def picture(self, model: nn.Module) -> Any:
         """A sheet, uint8 [3, H, W], or None."""
+
+    def conclude(self, summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """What a finished run adds to its summary; it may write files of its own to the folder."""
 
 
 @dataclass
@@ -147,6 +161,7 @@ class _Run:
         self.model, self.optimizer = self.acc.prepare(model, optimizer)
         if loaded:
             self._load(*loaded)
+        self.ema = self._average(resume) if job.ema else None
         self.log = Log(out, self.step) if self.main else None
         self.progress = Progress(job.steps, self.step, self.config.batch_size, self.main)
         self.since: list[float] = []
@@ -175,7 +190,7 @@ class _Run:
         seen: list[Any] = []
         rate = learning_rate(config, self.step, self.job.steps, self.job.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.model.train()
         for i in range(self.micro):
             asked = time.perf_counter()
@@ -222,6 +237,8 @@ class _Run:
             norm = float(self.acc.clip_grad_norm_(self.model.parameters(), self.config.clip_grad))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.job.model, step=self.step + 1)
         return norm
 
     def _seconds(self, seen: list[Any], whole: float, wait: float) -> dict[str, float]:
@@ -243,7 +260,7 @@ class _Run:
         if judged or end:
             measured = self._held_out()
             record |= measured
-            score = measured.get("val/loss")
+            score = self.job.score(measured)
         drawing = config.picture_every and (step % config.picture_every == 0 or end)
         if drawing and self.main and "FSDP" not in str(self.acc.distributed_type):
             image = self.job.picture(self.acc.unwrap_model(self.model))
@@ -265,15 +282,23 @@ class _Run:
     def _held_out(self) -> dict[str, float]:
         self.model.eval()
         sums = _Sum({"count": 0.0})
+        skipped: list[tuple[str, str]] = []
         sharded = "FSDP" in str(self.acc.distributed_type)
         model = self.model if sharded else self.acc.unwrap_model(self.model)
         for batch, count in self.job.held_out(model, self.rank, self.world):
-            loss, parts = self.job.loss(model, batch)
             sums.add("count", float(count))
-            sums.add("val/loss", loss * count)
-            for name, value in parts.items():
-                sums.add(f"val/loss/{name}", value * count)
-        total = sums.reduce(self.acc) if self.job.judged else {"count": 0.0}
+            for name, value in self.job.measure(model, batch).items():
+                sums.add(f"val/{name}", value * count)
+            if self.ema:
+                for name, value in self.job.measure(self.ema.module, batch).items():
+                    sums.add(f"val/ema/{name}", value * count)
+            skipped += batch.skipped
+        if not self.job.judged:
+            return {}
+        sums.add("skipped", float(len(skipped)))
+        total = sums.reduce(self.acc)
+        if total.pop("skipped"):
+            self._skip(skipped)
         counted = total.pop("count")
         return {k: v / counted for k, v in total.items()} if counted else {}
 
@@ -317,7 +342,8 @@ class _Run:
                 checkpoints.save(
                     self.out, self.step, model=weights, optimizer=moments,
                     kind=self.job.kind, recipe=self.job.recipe, score=score,
-                    state={"scaler": scaler},
+                    state={"scaler": scaler}, metadata=self.job.metadata,
+                    average=self.ema.module.state_dict() if self.ema else None,
                 )  # fmt: skip
                 checkpoints.prune(self.out, self.config.keep)
             except OSError as error:
@@ -326,6 +352,17 @@ class _Run:
         reasons = [r for r in self._gathered([failed]) if r]
         if reasons:
             raise OSError(reasons[0])
+
+    def _average(self, resume: Checkpoint | None) -> Any:
+        """Timm's moving average of the weights: of all steps alike at first, then fading."""
+        from timm.utils import ModelEmaV3
+
+        if "FSDP" in str(self.acc.distributed_type):
+            raise ValueError("an average of the weights (ema) cannot be kept of a sharded model")
+        average = ModelEmaV3(self.job.model, decay=self.job.ema, use_warmup=True)
+        if resume:
+            average.module.load_state_dict(checkpoints.load_average(resume))
+        return average
 
     def _load(
         self, weights: dict[str, Any], moments: dict[str, Any], state: dict[str, Any]

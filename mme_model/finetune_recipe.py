@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mme_targets.settings import Config, number
 
-from .recipe import ModelConfig, TrainConfig, read_recipe
+from .recipe import ModelConfig, TrainConfig, is_number, read_recipe
 
 __all__ = ["ClassifierConfig", "FinetuneRecipe", "ViewConfig", "load_finetune_recipe"]
 
@@ -49,6 +49,10 @@ class ViewConfig(Config):
     """Mirror half of the training views (Table 9: not for SSv2)."""
     augment: bool = True
     """RandAugment and random resized crops when training; off: the centre."""
+    crop_scale: tuple[float, ...] = (0.08, 1.0)
+    """Smallest and largest share of the frame's area in a random resized crop (VideoMAE)."""
+    randaug_layers: int = number(4, 0, 100)
+    """Operations that RandAugment draws, each applied half of the time (VideoMAE: 4); 0: none."""
     randaug_magnitude: float = number(9.0, 0, 10)
     """RandAugment's magnitude (Table 9: 9)."""
     randaug_std: float = number(0.5, 0, 10)
@@ -61,7 +65,7 @@ class ViewConfig(Config):
     test_clips: int = number(5, 1, 100)
     """Views in time when testing (Table 1: 2, Table 2: 5 or 7)."""
     test_crops: int = number(3, 1, 3)
-    """Views in space when testing: the centre, or three along the longer side."""
+    """Views in space when testing: 1, the centre, or 3 along the longer side."""
     workers: int = number(-1, -1, 1024)
     """Processes that decode; -1: one a core, less the trainer's."""
     prefetch: int = number(2, 1, 64)
@@ -76,6 +80,13 @@ class ViewConfig(Config):
             self._fail("size", f"must be divisible by patch ({self.patch})")
         if self.test_crops == 2:
             self._fail("test_crops", "must be 1 or 3")
+        if 0 < self.short_side < self.size:
+            self._fail("short_side", f"must be 0, or size ({self.size}) or more")
+        scale = self.crop_scale
+        if len(scale) != 2 or not all(is_number(s) for s in scale) or not 0 < scale[0] <= scale[1]:
+            self._fail("crop_scale", "must be two ascending numbers in (0, 1]")
+        if scale[1] > 1:
+            self._fail("crop_scale", "must be two ascending numbers in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +129,27 @@ class FinetuneRecipe(Config):
     """The classifier on it."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=75, batch_size=128, warmup_epochs=5, min_lr=1e-6, picture_every=0
+            epochs=75,
+            batch_size=128,
+            warmup_epochs=5,
+            min_lr=1e-6,
+            val_clips=10**6,
+            picture_every=0,
         )
     )
     """Optimisation (Table 9), and how a run is kept."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FinetuneRecipe:
+        """Build from plain values; what `model` and `train` leave out is as above, not as in
+        pre-training.
+        """
+        given = dict(values) if isinstance(values, Mapping) else values
+        for name in ("model", "train"):
+            part = given.get(name) if isinstance(given, dict) else None
+            if isinstance(part, Mapping):
+                given[name] = {**getattr(cls(), name).to_dict(), **part}
+        return super().from_dict(given)
 
 
 def load_finetune_recipe(

@@ -18,9 +18,9 @@ import torch
 from .masking import masked_count
 from .mme import MaskedMotionEncoder, target_widths
 from .recipe import ModelConfig, Recipe
-from .vit import HIDDEN, Shape, decoder_shape, encoder_shape, token_grid
+from .vit import HIDDEN, ClipShape, Shape, decoder_shape, encoder_shape, token_grid
 
-__all__ = ["Counts", "Row7f", "count", "describe", "table7f"]
+__all__ = ["Counts", "Row7f", "count", "describe", "encoder_count", "table7f"]
 
 CLASSES = 400
 """Kinetics-400's; with their classifier the paper's backbone has 87 M parameters."""
@@ -87,13 +87,21 @@ def count(recipe: Recipe) -> Counts:
     return Counts(
         run=visible * embed + between + masked * heads,
         paper=tokens * embed + whole + tokens * heads,
-        encoder=tokens * embed + _blocks(tokens, encoder),
+        encoder=encoder_count(model, targets),
         parameters=_parameters(network),
         encoder_parameters=own,
         backbone_parameters=own + (encoder.width + 1) * CLASSES,
         visible=visible,
         masked=masked,
     )
+
+
+def encoder_count(model: ModelConfig, clip: ClipShape) -> int:
+    """Multiply-adds of the encoder over all patches of a clip (Tables 1 and 2)."""
+    t, h, w = token_grid(clip)
+    shape = encoder_shape(model)
+    embed = 3 * clip.tubelet * clip.patch**2 * shape.width
+    return t * h * w * embed + _blocks(t * h * w, shape)
 
 
 def table7f(recipe: Recipe | None = None) -> list[Row7f]:

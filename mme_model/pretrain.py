@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,8 @@ from mme_targets import ClipPlan
 from . import keys
 from .batch import Batch
 from .data import HeldOut, clip_loader, held_out_batches
-from .errors import TrainingError
 from .inline import TargetMaker
+from .loading import Unreadable
 from .mme import MaskedMotionEncoder, motion_loss, zero_loss
 from .prefetch import Clock, prefetched
 from .recipe import Recipe
@@ -39,6 +40,7 @@ class Pretraining:
     """
 
     kind = "pretrain"
+    ema = 0.0
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -58,12 +60,12 @@ class Pretraining:
         self.model: nn.Module = MaskedMotionEncoder(recipe.model, recipe.targets)
         self.groups = _groups(self.model, recipe.train.weight_decay)
         self.judged = self.val is not None
+        self.metadata: dict[str, str] = {}
         self._maker = TargetMaker(recipe.targets, shuffle=recipe.clips.shuffle)
         self._held: HeldOut | None = None
         self._counts = True
         self._shown: Batch | None = None
-        self._seen: set[str] = set()
-        self._lost: dict[str, str] = {}
+        self._unreadable = Unreadable(count, recipe.clips.max_unreadable, "clips.max_unreadable")
 
     def batches(self, start: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         """Micro-batches of this process from step `start` on, with targets, on the device."""
@@ -86,6 +88,15 @@ class Pretraining:
         config = self.recipe.loss
         total, parts = motion_loss(model(batch.rgb, batch.masked), batch.targets, config)
         return total, {**parts, "zero": zero_loss(batch.targets, config)[0]}
+
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """The same of held-out clips, by name."""
+        total, parts = self.loss(model, batch)
+        return {"loss": total, **{f"loss/{name}": part for name, part in parts.items()}}
+
+    def score(self, measured: dict[str, float]) -> float | None:
+        """The loss on held-out clips."""
+        return measured.get("val/loss")
 
     def held_out(self, model: nn.Module, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Held-out clips of this process; each process runs the model as often as the others."""
@@ -119,20 +130,11 @@ class Pretraining:
     @property
     def about(self) -> dict[str, Any]:
         """What the summary says of the data."""
-        return {"videos": len(self.source), "skipped": len(self._lost)}
+        return {"videos": len(self.source), "skipped": len(self._unreadable.lost)}
 
     def check(self, seen: list[Batch]) -> None:
         """Stop where more than the set share of the videos met cannot be read."""
-        for batch in seen:
-            self._seen.update(batch.names)
-            self._lost.update(batch.skipped)
-        met, allowed = len(self._seen) + len(self._lost), self.recipe.clips.max_unreadable
-        if len(self._lost) > allowed * met and met >= min(100, len(self.source)):
-            raise TrainingError(
-                f"{len(self._lost)} of the {met} videos met cannot be read, more than "
-                f"clips.max_unreadable ({allowed}) allows; skipped.csv lists them:\n"
-                + "\n".join(f"  {name}: {why}" for name, why in list(self._lost.items())[:10])
-            )
+        self._unreadable.add(seen)
 
     def picture(self, model: nn.Module) -> Any:
         """A sheet of tracks of the first held-out clip, as in Fig. 4."""
@@ -141,6 +143,10 @@ class Pretraining:
         from .reconstruct import sheet
 
         return sheet(model, self.recipe, self._shown)
+
+    def conclude(self, summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Nothing more to say."""
+        return {}
 
     def _prepare(self, batch: Batch, device: torch.device) -> Batch:
         """On the device, with targets: made there now, or by the loader already."""

@@ -34,7 +34,7 @@ PRETRAINING = "recipes"
 """Folder of this package's pre-training recipes; those of other jobs lie below it."""
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -90,7 +90,7 @@ class LossConfig(Config):
         if not isinstance(self.weights, Mapping):
             self._fail("weights", "must be a mapping from target to weight")
         for name, weight in self.weights.items():
-            if not _is_number(weight) or not weight >= 0:
+            if not is_number(weight) or not weight >= 0:
                 self._fail("weights", f"{name} must have a weight of 0 or more")
 
 
@@ -125,7 +125,7 @@ class ClipConfig(Config):
     """Stop when more than this share of the videos met so far cannot be read."""
 
     def _check_together(self) -> None:
-        if not self.scales or not all(_is_number(s) and 0 < s <= 1 for s in self.scales):
+        if not self.scales or not all(is_number(s) and 0 < s <= 1 for s in self.scales):
             self._fail("scales", "must be numbers in (0, 1], at least one")
 
 
@@ -173,7 +173,7 @@ class TrainConfig(Config):
     """Steps between sheets of tracks for TensorBoard; 0: none."""
 
     def _check_together(self) -> None:
-        if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
+        if len(self.betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in self.betas):
             self._fail("betas", "must be two numbers in [0, 1)")
 
 

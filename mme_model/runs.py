@@ -24,6 +24,8 @@ __all__ = ["run", "versions"]
 
 FREE = (
     "data", "val", "clips.root", "clips.workers", "clips.prefetch", "clips.max_unreadable",
+    "views.root", "views.workers", "views.prefetch", "views.max_unreadable",
+    "views.test_clips", "views.test_crops",
     "train.epochs", "train.steps", "train.micro_batch", "train.precision", "train.compile",
     "train.checkpoint_every", "train.keep", "train.val_every", "train.val_clips",
     "train.picture_every",
@@ -139,6 +141,7 @@ def _summary(job: Job, folder: Path, record: dict[str, Any], took: float) -> dic
         "seconds": round(took, 1),
         "versions": versions(),
     }
+    values |= job.conclude(values, folder)
     with atomic_path(folder / "summary.json") as beside:
         beside.write_text(json.dumps(values, indent=2))
     return values

@@ -1,0 +1,178 @@
+"""Classes of labelled videos: how many, what they are called, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from .sources import Source
+
+__all__ = ["Relabelled", "class_names", "data_hash", "matched", "oddities"]
+
+SHOWN = 10
+"""Names that a message lists."""
+
+
+class Relabelled:
+    """The videos of a source with other labels, and the names of its classes."""
+
+    def __init__(self, source: Source, labels: Sequence[int], classes: Sequence[str]) -> None:
+        self.source, self.classes = source, tuple(classes)
+        self._labels = np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """As the source's."""
+        return self.source.name(index)
+
+    def path(self, index: int) -> str:
+        """As the source's."""
+        return video_path(self.source, index)
+
+    def label(self, index: int) -> int:
+        """The class, a place in `classes`."""
+        return int(self._labels[index])
+
+    def frames(self, index: int) -> int:
+        """As the source's."""
+        return self.source.frames(index)
+
+    def read(self, index: int, indices: Sequence[int]) -> torch.Tensor:
+        """As the source's."""
+        return self.source.read(index, indices)
+
+
+def video_path(source: Source, index: int) -> str:
+    """The file of a video, or where it is none its name."""
+    find = getattr(source, "path", None)
+    return str(find(index)) if find else source.name(index)
+
+
+def class_names(source: Source, what: str) -> tuple[str, ...]:
+    """Names of the classes to train on, by label: those of the data, or else the numbers.
+
+    Parameters
+    ----------
+    what : how messages call the data.
+
+    Raises
+    ------
+    ValueError
+        If a video has no label or one out of range, there is but one class, or one video is listed
+        with two labels; with their names.
+    """
+    labels = _labels(source, what)
+    known = tuple(getattr(source, "classes", ()) or ())
+    if known:
+        _in_range(source, labels, len(known), what)
+    of: dict[str, int] = {}
+    torn = []
+    for index, label in enumerate(labels):
+        if of.setdefault(video_path(source, index), label) != label:
+            torn.append(source.name(index))
+    if torn:
+        raise ValueError(f"{what}: {_count(torn)} listed with two labels:\n{_listed(torn)}")
+    if len(set(labels)) < 2:
+        raise ValueError(
+            f"{what}: all {len(labels)} videos are of one class, {labels[0]}; "
+            "must be of two or more"
+        )
+    return known or tuple(str(label) for label in range(max(labels) + 1))
+
+
+def matched(source: Source, classes: Sequence[str], what: str) -> Source:
+    """The source with labels that are places in `classes`, which its own may not be.
+
+    Where its classes have names they are matched by these, else labels are taken as they are.
+
+    Raises
+    ------
+    ValueError
+        If a video has no label, or is of a class that is not among `classes`.
+    """
+    labels = _labels(source, what)
+    own = tuple(getattr(source, "classes", ()) or ())
+    if not own or own == tuple(classes):
+        _in_range(source, labels, len(classes), what)
+        return Relabelled(source, labels, classes)
+    place = {name: number for number, name in enumerate(classes)}
+    foreign = [own[label] for label in sorted(set(labels)) if own[label] not in place]
+    if foreign:
+        raise ValueError(
+            f"{what}: {len(foreign)} of its classes are not among the {len(classes)} trained on:\n"
+            + _listed(foreign)
+        )
+    return Relabelled(source, [place[own[label]] for label in labels], classes)
+
+
+def oddities(train: Source, val: Source | None, classes: Sequence[str]) -> list[str]:
+    """What a user should know of and training can live with, a message each: videos listed twice,
+    classes without a video, videos in both lists.
+    """
+    found = []
+    paths = [video_path(train, index) for index in range(len(train))]
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        found.append(f"{_count(twice)} listed more than once for training:\n{_listed(twice)}")
+    there = {train.label(index) for index in range(len(train))}
+    empty = [name for label, name in enumerate(classes) if label not in there]
+    if empty:
+        found.append(
+            f"{len(empty)} of {len(classes)} classes have no video to train on:\n{_listed(empty)}"
+        )
+    if val is not None:
+        also = set(paths)
+        both = [path for i in range(len(val)) if (path := video_path(val, i)) in also]
+        if both:
+            found.append(
+                f"{_count(both)} both trained on and measured on; accuracies will be too high:\n"
+                + _listed(both)
+            )
+    return found
+
+
+def data_hash(source: Source) -> str:
+    """A number for which videos with which labels these are, in their order: 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for index in range(len(source)):
+        text = f"{source.name(index)}\0{source.label(index)}\n"
+        digest.update(text.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _labels(source: Source, what: str) -> list[int]:
+    labels = [source.label(index) for index in range(len(source))]
+    bare = [source.name(index) for index, label in enumerate(labels) if label < 0]
+    if bare:
+        raise ValueError(
+            f"{what}: {len(bare)} of {len(labels)} videos have no label; a list needs one for "
+            f"each, a folder one sub-folder a class:\n{_listed(bare)}"
+        )
+    return labels
+
+
+def _in_range(source: Source, labels: Sequence[int], classes: int, what: str) -> None:
+    high = [source.name(i) for i, label in enumerate(labels) if label >= classes]
+    if high:
+        raise ValueError(
+            f"{what}: labels go up to {max(labels)}, but there are {classes} classes, 0 to "
+            f"{classes - 1}:\n{_listed(high)}"
+        )
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 video is" if len(names) == 1 else f"{len(names)} videos are"
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = [f"  … and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return "\n".join([*(f"  {name}" for name in names[:SHOWN]), *more])
