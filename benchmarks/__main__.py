@@ -28,10 +28,11 @@ STAGES = (
     "targets",
     "optical_flow",
     "camera_motion",
+    "pretraining",
     "import",
 )
 ALIASES = {"flow": ("optical_flow", "camera_motion")}
-PACKAGES = ("torch", "numpy", "triton", "scikit-image")
+PACKAGES = ("torch", "numpy", "triton", "scikit-image", "timm", "transformers")
 FAMILIES = {"opencv": ("opencv-",), "cupy": ("cupy-cuda",)}
 
 

@@ -35,6 +35,7 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from .classifier import Classifier
     from .finetune_recipe import FinetuneRecipe
+    from .vit import Encoder
 
 __all__ = [
     "Checkpoint",
@@ -43,6 +44,7 @@ __all__ = [
     "latest",
     "load_average",
     "load_classifier",
+    "load_encoder",
     "load_model",
     "load_state",
     "prune",
@@ -231,6 +233,15 @@ def load_classifier(
 ) -> tuple[Classifier, FinetuneRecipe, list[str]]:
     """As `convert.load_classifier`: of any format, with its recipe and its classes' names."""
     from .convert import load_classifier as load
+
+    return load(path, device)
+
+
+def load_encoder(
+    path: str | os.PathLike[str], device: str = "cpu"
+) -> tuple[Encoder, dict[str, Any]]:
+    """As `convert.load_encoder`: of a checkpoint of any format, with facts about it."""
+    from .convert import load_encoder as load
 
     return load(path, device)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checkpoints import fit_state
 from .classifier import Classifier
 from .exports import Format, Written, export
 from .finetune_recipe import FinetuneRecipe
@@ -30,6 +31,7 @@ __all__ = [
     "run",
 ]
 
+HEADS = ("head.weight", "classifier.weight")
 TITLES = {
     "mme": "this project's",
     "videomae": "VideoMAE's",
@@ -46,7 +48,7 @@ def load_encoder_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
     state, facts
         Weights in float32 by an `Encoder`'s keys, with `norm.*` where the file has it (a classifier
         has not); and its `format`, `kind`, `width`, `depth`, `heads`, `tubelet`, `patch`, `frames`,
-        `size` and `notes`. The file's kind is "classifier", "pretrain" or "encoder".
+        `size` and `notes`. The kind of foreign files is "encoder".
 
     Raises
     ------
@@ -76,8 +78,6 @@ def load_encoder(
     if "encoder.norm.weight" not in weights.state:
         encoder.norm = torch.nn.Identity()  # type: ignore[assignment]
     state = {k.removeprefix("encoder."): v for k, v in weights.state.items()}
-    from .checkpoints import fit_state
-
     encoder.load_state_dict(fit_state(state, encoder.state_dict(), weights.source))
     return encoder.to(device).eval(), _facts(weights)
 
@@ -96,7 +96,7 @@ def load_classifier(
     """
     weights = read_weights(path)
     if not isinstance(weights.recipe, FinetuneRecipe):
-        why = "; ".join(dict.fromkeys(r for k, r in weights.left.items() if "head" in k))
+        why = "; ".join({r: 0 for k, r in weights.left.items() if k in HEADS})
         raise ValueError(
             f"{weights.source} holds no classifier{': its head ' + why if why else ''}"
         )

@@ -10,6 +10,7 @@ the frames, and `inline.TargetMaker` makes the targets there.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -81,6 +82,9 @@ class ClipDataset(Dataset[Sample]):
             start = int(rng(seed, epoch, index, "start").integers(room + 1))
         plan = ClipPlan.build(config, start, length)
         frames = self.source.read(video, plan.frames)
+        # PyAV's frames refer to themselves once turned upright, and the collector, which counts
+        # objects and not bytes, would let hundreds of megabytes of them gather.
+        gc.collect(1)
         decoded = time.perf_counter()
 
         height, width = frames.shape[-2:]

@@ -354,7 +354,7 @@ class _Run:
             raise OSError(reasons[0])
 
     def _average(self, resume: Checkpoint | None) -> Any:
-        """timm's moving average of the weights: of all steps alike at first, then fading."""
+        """Timm's moving average of the weights: of all steps alike at first, then fading."""
         from timm.utils import ModelEmaV3
 
         if "FSDP" in str(self.acc.distributed_type):

@@ -70,14 +70,13 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     Raises
     ------
     OSError
-        If `out` cannot be written, or is a folder that holds something already.
+        If `out` cannot be written or is there already (an empty folder may be).
     ValueError
-        If `out` is a file and the format a folder.
+        If `out` ends as another format's files do.
     """
     out = Path(out)
     whole = out.suffix not in (".safetensors", ".pth", ".pt")
-    if to == "hf" and not whole:
-        raise ValueError(f"{out}: Hugging Face's format is a folder; leave out {out.suffix}")
+    _check_out(out, to, whole)
     kept, left = _fitting(weights, to)
     state = _renamed(weights, kept, to)
     kind = "encoder" if left else weights.kind
@@ -87,8 +86,6 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
         with atomic_path(out.with_suffix(".md")) as path:
             path.write_text(card)
         return Written(out, len(state), left)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already; name a folder that is new or empty")
     beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         beside.mkdir(parents=True)
@@ -104,6 +101,22 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Written(out, len(state), left)
+
+
+def _check_out(out: Path, to: Format, whole: bool) -> None:
+    if whole:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out} is there already; name a folder that is new or empty")
+        return
+    if to == "hf":
+        raise ValueError(f"{out}: Hugging Face's format is a folder; leave out {out.suffix}")
+    if (to == "mme") != (out.suffix == ".safetensors"):
+        raise ValueError(
+            f"{out} ends in {out.suffix}; {to} is written as {Path(_NAMES[to]).suffix}"
+        )
+    for path in (out, out.with_suffix(".md")):
+        if path.exists():
+            raise FileExistsError(f"{path} is there already; name a new file")
 
 
 def _fitting(weights: Weights, to: Format) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -150,6 +163,8 @@ def _renamed(weights: Weights, kept: Mapping[str, Tensor], to: Format) -> dict[s
         parts = names(key, style, decoders)
         for part, piece in zip(parts, value.chunk(len(parts)), strict=True):
             found[part[0]] = piece
+            # Under each of its names, for each reader knows one: see `key_maps`.
+            found |= {alias: piece.clone() for alias in part[1:]}
     # No format keeps a bias of the keys, for good reason (see `key_maps`).
     found = {k: v for k, v in found.items() if not k.endswith((".k_bias", ".key.bias"))}
     if weights.kind == "classifier" and to != "hf":
@@ -166,15 +181,14 @@ def _about(weights: Weights) -> dict[str, str]:
     about = {"format": FORMAT, "kind": weights.kind, "recipe": weights.recipe.to_json()}
     if weights.kind == "classifier":
         about["classes"] = json.dumps(weights.classes)
-    return about | {"source": f"{weights.format}: {Path(weights.source).name}"}
+    return about | {"source": weights.origin}
 
 
 def _write(state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None) -> None:
     """A safetensors file with that metadata, or without any what `torch.save` writes."""
     with atomic_path(path) as beside:
         if about is None:
-            # Each with memory of its own: a view would be saved with all that it is a view of.
-            torch.save({"model": {k: v.contiguous().clone() for k, v in state.items()}}, beside)
+            torch.save({"model": {k: _alone(v) for k, v in state.items()}}, beside)
             return
         from safetensors.torch import save_file
 
@@ -182,6 +196,17 @@ def _write(state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None
             save_file({k: v.contiguous() for k, v in state.items()}, str(beside), metadata=about)
         except Exception as error:  # safetensors has an error class of its own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same memory as a storage of its own.
+
+    `torch.save` writes whole storages, and that of a tensor mapped from a file is the file.
+    """
+    tensor = tensor.contiguous()
+    start = tensor.storage_offset() * tensor.element_size()
+    piece = tensor.untyped_storage()[start : start + tensor.nbytes]
+    return torch.empty(0, dtype=tensor.dtype).set_(piece, 0, tensor.shape, tensor.stride())
 
 
 def _hf_files(weights: Weights, kept: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
@@ -241,6 +266,7 @@ def _hf_files(weights: Weights, kept: Mapping[str, Tensor], kind: str) -> dict[s
 def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> str:
     """A model card: what it is, how it is loaded, by which recipe, what is left to its user."""
     shape, clip = encoder_shape(weights.recipe.model), weights.clip
+    ours = weights.origin.startswith("mme:")
     what = {
         "encoder": "the encoder",
         "pretrain": "the pre-trained model, decoder and all",
@@ -253,7 +279,7 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         else "from mme_model.checkpoints import load_model\n"
         'model, recipe = load_model("model.safetensors")'
         if kind == "pretrain"
-        else "from mme_model.convert import load_encoder\n"
+        else "from mme_model.checkpoints import load_encoder\n"
         'encoder, facts = load_encoder("model.safetensors")',
         "hf": f"from transformers import {_HF_CLASSES[kind]}\n"
         f'model = {_HF_CLASSES[kind]}.from_pretrained("path/to/this/folder")',
@@ -268,14 +294,14 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         f"pipeline_tag: {'video-classification' if kind == 'classifier' else 'feature-extraction'}",
         "---",
         "",
-        "# Masked Motion Encoding" if weights.format == "mme" else "# Video transformer",
+        "# Masked Motion Encoding" if ours else "# Video transformer",
         "",
         f"This is {what}: a video transformer of {shape.depth} blocks of width {shape.width} with "
         f"{shape.heads} heads, on {clip.frames} frames of {clip.size}×{clip.size} px in patches of "
         f"{clip.tubelet}×{clip.patch}×{clip.patch}. Frames are RGB, normalised by ImageNet's mean "
         "and deviation. Positions are fixed sinusoids and not among the weights.",
         "",
-        f"Converted from `{Path(weights.source).name}` ({weights.format}).",
+        f"Converted from a checkpoint ({weights.origin}).",
         "",
         "## Loading",
         "",
@@ -289,7 +315,7 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         "",
         *(
             ["```yaml", weights.recipe.to_yaml().rstrip(), "```"]
-            if weights.format == "mme"
+            if ours
             else ["Not known: the file that it was converted from does not hold it."]
         ),
         "",
@@ -306,8 +332,9 @@ def _about_versions(to: Format, kind: str) -> list[str]:
     if to != "hf":
         return []
     lines = [
-        "Biases of queries and values are `q_bias` and `v_bias`, which transformers 4 and current "
-        "releases of 5 read; releases of 5 that warn of them as unexpected load zeros instead.",
+        "Biases of queries and values are there twice: as `q_bias` and `v_bias` for transformers "
+        "up to 5.5 and from 5.18 on, and as `query.bias` and `value.bias` for those between, "
+        "which would start from zeros. A warning that names the other pair can be ignored.",
     ]
     if kind != "encoder":
         norm = "fc_norm" if kind == "classifier" else "decoder.norm"

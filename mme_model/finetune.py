@@ -26,7 +26,7 @@ from .prefetch import prefetched
 from .recipe import Recipe
 from .results import Row, figure, write_row
 from .sources import Source
-from .view_data import ViewBatch, testing_loader, train_loader
+from .view_data import ViewBatch, eval_loader, train_loader
 from .views import open_videos, seeded
 
 __all__ = ["Finetuning", "add_arguments", "finetune", "layer_groups", "run"]
@@ -131,7 +131,7 @@ class Finetuning:
         if self._held is None:
             chosen = [i * len(self.val) // count for i in range(count)][rank::world]
             one = self.recipe.views.replace(test_clips=1, test_crops=1)
-            self._held = testing_loader(one, self.val, chosen, device=device, videos=size)
+            self._held = eval_loader(one, self.val, chosen, device=device, videos=size)
         runs = 0
         for batch in self._measured():
             found = batch if len(batch) else self._blank(batch)

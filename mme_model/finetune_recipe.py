@@ -139,6 +139,18 @@ class FinetuneRecipe(Config):
     )
     """Optimisation (Table 9), and how a run is kept."""
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FinetuneRecipe:
+        """Build from plain values; what `model` and `train` leave out is as above, not as in
+        pre-training.
+        """
+        given = dict(values) if isinstance(values, Mapping) else values
+        for name in ("model", "train"):
+            part = given.get(name) if isinstance(given, dict) else None
+            if isinstance(part, Mapping):
+                given[name] = {**getattr(cls(), name).to_dict(), **part}
+        return super().from_dict(given)
+
 
 def load_finetune_recipe(
     name: str | Path, changes: Mapping[str, Any] | None = None

@@ -171,7 +171,7 @@ def _restricted(path: Path) -> Any:
                 f"beside tensors and containers only {allowed} may be in it"
             ) from None
         raise ValueError(f"{path} is no checkpoint that can be read safely") from None
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # bytes that are no pickle fail in any way
         reason = str(error).strip().splitlines()
         raise OSError(f"{path} cannot be read: {reason[0] if reason else error!r}") from None
 

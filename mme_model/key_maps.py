@@ -60,15 +60,16 @@ def names(key: str, style: Style, decoders: int = 1) -> list[tuple[str, ...]]:
     Returns
     -------
     list
-        The parts that it is made of, one after the other along the rows, each by all the names
-        that it goes by, the one to write first. One part, or three where queries, keys and values
-        are apart.
+        The parts that it is made of, one after the other along the rows: one, or three where
+        queries, keys and values are apart. Each by all its names; an export has all of them.
     """
     layer, _, end = key.rpartition(".")
     block = _BLOCK.fullmatch(key)
     if block:
         stack, index, inner = block.groups()
         inner, _, end = inner.rpartition(".")
+        if style == "released":
+            stack = _released(f"{stack}.", decoders)[:-1]
         return _names_in_block(style, stack, index, inner, end)
     if style == "hf":
         return [(f"{_HF.get(layer, layer)}.{end}" if layer else key,)]
@@ -90,7 +91,8 @@ def _names_in_block(
         ]
         if end == "weight":
             return parts
-        # Version 5 calls them as above; version 4, and the files on the hub, as here.
+        # The files on the hub, and transformers up to 5.5, call them as here; 5.6 to 5.17 read the
+        # names above alone and start from zeros where they are not; 5.18 and later read both.
         return [(f"{at}.attention.attention.{p[0]}_bias", *own)
                 for p, own in zip("qkv", parts, strict=True)]  # fmt: skip
     place = f"{stack}.blocks" if stack == "encoder" or style == "released" else "decoder.blocks"
@@ -102,7 +104,7 @@ def _names_in_block(
 
 def _released(key: str, decoders: int) -> str:
     """Histograms are the first head or decoder there, displacements the second."""
-    found = re.fullmatch(r"(encoder_to_decoder|decoder)\.(\d+)\.(.+)", key)
+    found = re.fullmatch(r"(encoder_to_decoder|decoder)\.(\d+)\.(.*)", key)
     if not found:
         return key
     what, index, inner = found.groups()
@@ -161,12 +163,12 @@ def pick(
     """
     parts = names(key, style, decoders)
     found = [next((n for n in part if n in given), None) for part in parts]
-    used = [name for name in found if name is not None]
+    used = [name for part in parts for name in part if name in given]
     if len(parts) == 1:
         return (given[used[0]][1] if used else None), used
     if key.endswith(".weight"):
-        whole = torch.cat([given[n][1] for n in used]) if len(used) == len(parts) else None
-        return whole, used if whole is not None else []
+        there = [given[n][1] for n in found if n is not None]
+        return (_together(there, used), used) if len(there) == len(parts) else (None, [])
     if used:
         like = given[used[0]][1]
     else:
@@ -175,7 +177,14 @@ def pick(
             return None, []
         like = weight[: len(weight) // 3, 0]
     values = [torch.zeros_like(like) if n is None else given[n][1] for n in found]
-    return torch.cat(values), used
+    return _together(values, used), used
+
+
+def _together(values: list[Tensor], used: list[str]) -> Tensor:
+    if len({value.shape for value in values}) > 1:
+        shapes = ", ".join(str(list(value.shape)) for value in values)
+        raise ValueError(f"{', '.join(used)} have shapes {shapes}; must have one")
+    return torch.cat(values)
 
 
 def rows_of_released(tracks: int, steps: int, features: int, *, back: bool = False) -> Tensor:

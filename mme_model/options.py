@@ -16,13 +16,16 @@ from .recipe import Recipe, TrainConfig
 __all__ = ["add_recipe", "changes_of"]
 
 
-def _fields(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any, str, type[Config]]]:
+def _fields(
+    cls: type[Config], prefix: str = "", defaults: Config | None = None
+) -> Iterator[tuple[str, Any, str, type[Config]]]:
     """(dotted name, default, doc, class) of each plain field, groups within groups."""
-    docs, defaults, hints = field_docs(cls), cls(), typing.get_type_hints(cls)
+    docs, hints = field_docs(cls), typing.get_type_hints(cls)
+    defaults = defaults or cls()
     for f in dataclasses.fields(cls):
         kind = hints[f.name]
         if isinstance(kind, type) and issubclass(kind, Config):
-            yield from _fields(kind, f"{prefix}{f.name}.")
+            yield from _fields(kind, f"{prefix}{f.name}.", getattr(defaults, f.name))
         else:
             yield prefix + f.name, getattr(defaults, f.name), docs[f.name], cls
 

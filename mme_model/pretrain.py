@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,7 +41,6 @@ class Pretraining:
 
     kind = "pretrain"
     ema = 0.0
-    metadata: ClassVar[dict[str, str]] = {}
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -61,6 +60,7 @@ class Pretraining:
         self.model: nn.Module = MaskedMotionEncoder(recipe.model, recipe.targets)
         self.groups = _groups(self.model, recipe.train.weight_decay)
         self.judged = self.val is not None
+        self.metadata: dict[str, str] = {}
         self._maker = TargetMaker(recipe.targets, shuffle=recipe.clips.shuffle)
         self._held: HeldOut | None = None
         self._counts = True

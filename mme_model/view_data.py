@@ -27,7 +27,7 @@ from .views import test_views, train_views
 if TYPE_CHECKING:
     from .sources import Source
 
-__all__ = ["ViewBatch", "ViewDataset", "ViewSample", "testing_loader", "train_loader"]
+__all__ = ["ViewBatch", "ViewDataset", "ViewSample", "eval_loader", "train_loader"]
 
 
 @dataclass
@@ -227,7 +227,7 @@ def train_loader(
     return _loader(ViewDataset(config, source, seed=seed), order, torch.device(device))
 
 
-def testing_loader(
+def eval_loader(
     config: ViewConfig,
     source: Source,
     indices: Sequence[int],

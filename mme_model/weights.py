@@ -65,6 +65,8 @@ class Weights:
     classes : names of a classifier's classes.
     format : what they came from: mme, videomae, released or hf.
     source : the file.
+    origin : format and name of the file that they came from first; the recipe is whole where that
+        is "mme".
     mapped : how many of the file's tensors they were made of.
     left : tensors and other content that was left out, with the reason.
     notes : what a user should know.
@@ -76,6 +78,7 @@ class Weights:
     classes: list[str]
     format: str
     source: str
+    origin: str
     mapped: int
     left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -135,6 +138,8 @@ def read_weights(
 def _own(opened: Opened, only_encoder: bool) -> Weights:
     about = opened.about
     kind: Any = about.get("kind", "pretrain")
+    if "recipe" not in about:
+        raise ValueError(f"{opened.path} holds no recipe, which checkpoints of {FORMAT} have")
     cls = FinetuneRecipe if kind == "classifier" else Recipe
     recipe = cls.from_json(about["recipe"])
     state, left = dict(opened.tensors), {}
@@ -149,7 +154,8 @@ def _own(opened: Opened, only_encoder: bool) -> Weights:
         with torch.device("meta"):
             wanted = build(kind, recipe, len(classes), norm).state_dict()
         fit_state(state, wanted, str(opened.path))
-    return Weights(state, kind, recipe, classes, "mme", str(opened.path), len(state), left)
+    origin, name = about.get("source", f"mme: {opened.path.name}"), str(opened.path)
+    return Weights(state, kind, recipe, classes, "mme", name, origin, len(state), left)
 
 
 class _Reader:
@@ -197,6 +203,7 @@ class _Reader:
             self._classes(classes),
             self.style,
             str(self.opened.path),
+            f"{self.style}: {self.opened.path.name}",
             mapped,
             self.left,
             self.notes,
@@ -220,9 +227,17 @@ class _Reader:
         if not self._has("encoder.norm.weight"):
             self._leave(decoder, "follows no norm of the encoder, as decoders do here")
         if self._has("head.weight") and self._has("fc_norm.weight"):
+            self._note_eps("fc_norm")
             return "classifier"
         self._leave(("fc_norm.",), "the file has no classes to it")
-        return "pretrain" if "mask_token" in self.given else "encoder"
+        if "mask_token" not in self.given:
+            return "encoder"
+        self._note_eps("decoder.norm")
+        return "pretrain"
+
+    def _note_eps(self, layer: str) -> None:
+        if self.style == "hf":
+            self.notes.append(f"the eps of {layer} is fixed at 1e-5 there and {EPS:g} here")
 
     def _check_config(self) -> None:
         if self.style != "hf":
@@ -318,11 +333,12 @@ class _Reader:
     def _ours(self, key: str, value: Tensor, recipe: Recipe | FinetuneRecipe) -> Tensor:
         if self.style != "released" or not isinstance(recipe, Recipe):
             return value
-        if key == "mask_token":
+        if key == "mask_token" and value.dim() == 3 and len(value) == 1:
             decoders = 2 if recipe.model.decoders == "separate" else 1
             return value.expand(decoders, -1, -1)
         if ".heads." in key and ".2." in key:
-            return value[rows_of_released(*head_layout(key, recipe.targets))]
+            rows = rows_of_released(*head_layout(key, recipe.targets))
+            return value[rows] if len(value) == len(rows) else value
         return value
 
     def _sort_out(self, kind: Kind, used: set[str]) -> None:
@@ -331,8 +347,10 @@ class _Reader:
         for name in self.given.keys() - used:
             key, value = self.given[name]
             if name in ("pos_embed", "encoder.pos_embed", "embeddings.position_embeddings"):
-                fixed = sinusoids(value.shape[-2], value.shape[-1])
-                if torch.allclose(value.float().reshape(fixed.shape), fixed, atol=1e-3):
+                fixed = sinusoids(*value.shape[-2:]) if value.dim() > 1 else value[..., None]
+                if fixed.numel() == value.numel() and torch.allclose(
+                    value.float().reshape(fixed.shape), fixed, atol=1e-3
+                ):
                     self.left[key] = "the fixed sinusoids, which are computed"
                     continue
             if name.endswith(("attn.k_bias", "key.bias")):
@@ -348,6 +366,10 @@ class _Reader:
             )
 
     def _note_types(self, state: Mapping[str, Tensor]) -> None:
+        whole = [key for key, value in state.items() if not value.is_floating_point()]
+        if whole:
+            kind = state[whole[0]].dtype
+            raise ValueError(f"{self.opened.path}: {whole[0]} is {kind}; must be floating point")
         types = sorted({str(v.dtype).removeprefix("torch.") for v in state.values()})
         if types != ["float32"]:
             self.notes.append(f"weights are {', '.join(types)}, as in the file")

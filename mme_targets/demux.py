@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 _TIMED = {"mov", "mp4", "matroska", "webm"}
 """Containers that store presentation times. AVI does not: those that the demuxer makes up run
@@ -122,9 +123,10 @@ class Frames:
         self.path, self.container, self.stream, self.index = path, container, stream, index
         self.next = self.first = 0
         self.settled = True
-        # Workers decode ahead, and order and content stay the same. A damaged frame is an error
-        # rather than a guess at what it showed.
+        # As many threads as torch has decode ahead; order and content stay the same. A damaged
+        # frame is an error rather than a guess at what it showed.
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = torch.get_num_threads()
         stream.codec_context.options = {"err_detect": "explode"}
 
     def take(self, wanted: Iterable[int]) -> Iterator[tuple[int, Any]]:

@@ -47,7 +47,7 @@ class MotionTargets(nn.Module):
     def forward(
         self,
         frames: Array,
-        plan: ClipPlan | Sequence[ClipPlan] | None = None,
+        plan: ClipPlan | Sequence[ClipPlan] | torch.Tensor | None = None,
         flow: Array | None = None,
         mask: Array | None = None,
         *,
@@ -61,8 +61,9 @@ class MotionTargets(nn.Module):
         ----------
         frames : [B, F, 3, H, W] uint8 RGB (float32 0–255 accepted), or [F, 3, H, W]: the frames of
             `plan.frames`, in that order.
-        plan : of each clip, or one for all; read for what lies past a video's end. None: no clip
-            reaches past it.
+        plan : of each clip, or one for all; read for what lies past a video's end. Or that alone,
+            `padded` of the plans as [B, S, L] bool on the frames' device, which then nothing waits
+            for. None: no clip reaches past it.
         flow : [B, P, 2, H, W] px of `plan.pairs`, when already known; else it is computed here.
         mask : which of the N patches to make: indices [B, M], or booleans [B, N] with equal counts
             (which on a GPU wait for the device; indices do not). None: all.
@@ -99,7 +100,7 @@ class MotionTargets(nn.Module):
             raise ValueError("homographies is None; follow_camera needs it where flow is given")
 
         # Appendix A: flow, camera motion removed.
-        if omega is None and self._needs_flow:
+        if omega is None and self.needs_flow:
             omega, cameras = self.flow(images, progress)
 
         # Appendix B: what the model sees of frames and flow, and where in them tracks start.
@@ -195,7 +196,8 @@ class MotionTargets(nn.Module):
         clip.displacements, clip.visible = moves, visible
 
     @property
-    def _needs_flow(self) -> bool:
+    def needs_flow(self) -> bool:
+        """Whether any of the targets is made of flow."""
         tracked = bool(set(self.names) & set(TRACKED))
         return bool({"flow", "hof", "mbh"} & set(self.names)) or (
             tracked and self.config.length > 0
@@ -250,8 +252,19 @@ class MotionTargets(nn.Module):
         return omega if batched else omega[None]
 
     def _padded(
-        self, plan: ClipPlan | Sequence[ClipPlan] | None, batch: int, device: torch.device
+        self,
+        plan: ClipPlan | Sequence[ClipPlan] | torch.Tensor | None,
+        batch: int,
+        device: torch.device,
     ) -> torch.Tensor | None:
+        if isinstance(plan, torch.Tensor):
+            wanted = [batch, self.plan.starts, self.config.length]
+            if plan.dtype != torch.bool or list(plan.shape) != wanted or plan.device != device:
+                raise ValueError(
+                    f"plan is {plan.dtype} {list(plan.shape)} on {plan.device}; must be bool "
+                    f"{wanted} on {device}, or a ClipPlan"
+                )
+            return plan
         if plan is None:
             return None
         plans = [plan] * batch if isinstance(plan, ClipPlan) else list(plan)

@@ -54,6 +54,9 @@ class Config:
         elif typing.get_origin(kind) is tuple:
             if not isinstance(value, tuple):
                 self._fail(f.name, "must be a name or a list of names")
+        elif kind is str:
+            if not isinstance(value, str):
+                self._fail(f.name, "must be text")
         elif kind is bool:
             if not isinstance(value, bool):
                 self._fail(f.name, "must be true or false")

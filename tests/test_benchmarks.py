@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,11 +55,12 @@ def labels() -> list[str]:
     described = ["hog", "hof", "mbh", "trajectory_hog"]
     flows = ["optical_flow-0", "optical_flow-1", "optical_flow-2"]
     tokens = ["patch_norm-0", "patch_norm-1", "MotionTargets"]
-    return [*tracked, *described, *tokens, *flows, "camera_motion"]
+    steps = ["pre-training step-0", "pre-training step-1"]
+    return [*tracked, *described, *tokens, *flows, "camera_motion", *steps]
 
 
 def test_every_case_has_a_test(small_cases: list[Case]) -> None:
-    assert [case.operation for case in small_cases] == [n.split("-")[0] for n in labels()]
+    assert [case.operation for case in small_cases] == [re.sub(r"-\d$", "", n) for n in labels()]
 
 
 @pytest.mark.parametrize("index", range(len(labels())), ids=labels())
@@ -69,6 +72,15 @@ def test_case(index: int, small_cases: list[Case], benchmark: Any) -> None:
     for peer in case.peers:
         peer.agree(result, peer.run())
     benchmark(case.run)
+
+
+def test_pretraining_is_left_out_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said, and nothing else fails; nor is it imported for another stage."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    setting = dataclasses.replace(SMALL, left_out=[])
+    assert not list(command.cases("pretraining", setting))
+    assert "pre-training step: needs timm and transformers" in setting.left_out[0]
+    assert list(command.cases("patch_norm", setting))
 
 
 def test_peers_agree_with_each_other() -> None:

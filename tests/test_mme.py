@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.bench_pretraining import videomae
 from mme_model.mme import MaskedMotionEncoder, motion_loss, target_widths, zero_loss
 from mme_model.recipe import LossConfig, ModelConfig
 from mme_targets import ClipPlan, MotionTargets, TargetConfig, Targets
@@ -139,6 +140,25 @@ def test_keys() -> None:
     assert token.shape == (1, 1, 12)
     assert 0 < float(token.abs().max()) <= 0.02
     assert network().no_weight_decay() <= keys
+
+
+def test_is_videomae_where_pixels_are_predicted() -> None:
+    """Another library's model with the same weights predicts the same, and loses the same."""
+    config = CLIP.replace(targets=("pixel",), length=0, stride=1)
+    one = network(SMALL.replace(depth=2, decoder_depth=2), config)
+    peer = videomae(one, config)
+    peer.decoder.norm.eps = 1e-6  # theirs has torch's default there
+    hidden = torch.zeros(2, 8, dtype=torch.bool).scatter(1, MASKED, True)
+    clips, embed = clips_of(config), one.encoder.patch_embed
+    mean, deviation = (s[::512].view(3, 1, 1) for s in (embed.mean, embed.deviation))
+    with torch.no_grad():
+        predictions = one(clips, MASKED)
+        theirs = peer((clips - mean) / deviation, bool_masked_pos=hidden)
+    torch.testing.assert_close(predictions["pixel"], theirs.logits, atol=1e-5, rtol=1e-4)
+    made = MotionTargets(config)(clips, mask=MASKED)
+    torch.testing.assert_close(
+        motion_loss(predictions, made, LossConfig())[0], theirs.loss, atol=0.0, rtol=1e-4
+    )
 
 
 def slow_loss(

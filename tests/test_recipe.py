@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import mme_model.recipe
+from mme_model.masking import masked_count
+from mme_model.mme import MaskedMotionEncoder
 from mme_model.recipe import Recipe, load_recipe, recipe_names
 from mme_targets import ConfigError, MotionTargets
 
@@ -162,6 +164,15 @@ def test_a_recipe_survives_yaml_and_json(name: str) -> None:
     recipe = load_recipe(name)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("name", sorted({*PRETRAINING, *ABLATIONS, "tiny"}))
+def test_a_recipes_model_and_mask_can_be(name: str) -> None:
+    recipe = load_recipe(name)
+    with torch.device("meta"):  # no memory, no arithmetic
+        model = MaskedMotionEncoder(recipe.model, recipe.targets)
+    assert model.encoder.grid == recipe.grid
+    assert 0 < masked_count(recipe.mask, recipe.grid) < 1568
 
 
 def test_table_8() -> None:
