@@ -321,8 +321,12 @@ def test_an_unreadable_held_out_video_is_left_out_and_said(
 
 
 def test_what_cannot_be_mixed_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be even"):
+    with pytest.raises(ValueError, match="3 views are mixed .* even number"):
         Finetuning(small(views__repeats=1, train__batch_size=3, train__micro_batch=3))
+    # Of a batch of 6 each of two processes mixes 3.
+    job = Finetuning(small(views__repeats=1, train__batch_size=6, train__micro_batch=0))
+    with pytest.raises(ValueError, match="3 views are mixed"):
+        job.batches(0, 0, 2, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"34, 17 videos by views.repeats"):
         Finetuning(small(train__batch_size=34, train__micro_batch=0))
 
