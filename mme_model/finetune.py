@@ -87,6 +87,7 @@ class Finetuning:
     ) -> Iterator[ViewBatch]:
         """Micro-batches of this process from step `start` on, on the device."""
         train = self.recipe.train
+        self._check_even(train.micro_batch or train.batch_size // world)
         loader = train_loader(
             self.recipe.views,
             self.source,
@@ -179,7 +180,8 @@ class Finetuning:
         last = summary["last"]
         if "val/accuracy" not in last:
             return {}
-        found = {name: 100 * last[f"val/{name}"] for name in ("accuracy", "top5")}
+        names = ("accuracy", "top5", *(("ema/accuracy", "ema/top5") if self.ema else ()))
+        found = {name: 100 * last[f"val/{name}"] for name in names}
         assert self.val is not None
         videos = min(self.recipe.train.val_clips, len(self.val))
         row = Row(
@@ -216,11 +218,7 @@ class Finetuning:
         config, train = self.recipe.classifier, self.recipe.train
         if not (config.mixup or config.cutmix):
             return None
-        if (train.micro_batch or train.batch_size) % 2:
-            raise ValueError(
-                f"train.batch_size is {train.batch_size}, micro_batch {train.micro_batch}; what "
-                "mixup and cutmix mix must be even (classifier.mixup and .cutmix 0 leave them out)"
-            )
+        self._check_even(train.micro_batch or train.batch_size)
         from timm.data.mixup import Mixup
 
         return Mixup(
@@ -229,6 +227,15 @@ class Finetuning:
             label_smoothing=config.label_smoothing,
             num_classes=len(self.classes),
         )
+
+    def _check_even(self, views: int) -> None:
+        config = self.recipe.classifier
+        if (config.mixup or config.cutmix) and views % 2:
+            raise ValueError(
+                f"{views} views are mixed with one another by mixup or cutmix, which takes an even "
+                "number: change train.batch_size or train.micro_batch, or leave both out with "
+                "classifier.mixup and classifier.cutmix 0"
+            )
 
     def _measured(self) -> Iterator[ViewBatch]:
         if self._kept is not None:

@@ -21,6 +21,7 @@ from mme_model.finetune_recipe import FinetuneRecipe, load_finetune_recipe
 from mme_model.pretrain import pretrain
 from mme_model.recipe import Recipe
 from mme_model.view_data import ViewBatch
+from mme_targets.files import write_video
 
 ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {
@@ -320,9 +321,34 @@ def test_an_unreadable_held_out_video_is_left_out_and_said(
     assert len((out / "skipped.csv").read_text().splitlines()) == 1 + 5
 
 
+def test_folders_of_classes_train_and_are_matched_by_name(tmp_path: Path) -> None:
+    frames = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 48, 64) * 20
+    for name in ("train/dive/a", "train/run/b", "train/swim/c", "val/run/d", "val/swim/e"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / f"{name}.mp4", frames.contiguous())
+    recipe = small(
+        data=str(tmp_path / "train"), val=str(tmp_path / "val"), train__batch_size=4, train__steps=1
+    )
+    job = Finetuning(recipe)
+    assert job.classes == ("dive", "run", "swim")
+    [(batch, count)] = job.held_out(job.model, 0, 1)
+    assert (count, batch.labels.tolist()) == (2, [1, 2])
+    assert batch.rgb.shape == (2, 4, 3, 32, 32)
+    batch = next(job.batches(0, 0, 1, torch.device("cpu")))
+    folders = [name.split("/")[0] for name in batch.names for _ in range(2)]
+    assert [job.classes[label] for label in batch.labels.tolist()] == folders
+    # The other way round, val has a class that was not trained on.
+    with pytest.raises(ValueError, match=r"1 of its classes are not among the 2[\s\S]*dive"):
+        Finetuning(recipe.replace(data=recipe.val, val=recipe.data))
+
+
 def test_what_cannot_be_mixed_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be even"):
+    with pytest.raises(ValueError, match=r"3 views are mixed .* even number"):
         Finetuning(small(views__repeats=1, train__batch_size=3, train__micro_batch=3))
+    # Of a batch of 6 each of two processes mixes 3.
+    job = Finetuning(small(views__repeats=1, train__batch_size=6, train__micro_batch=0))
+    with pytest.raises(ValueError, match="3 views are mixed"):
+        job.batches(0, 0, 2, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"34, 17 videos by views.repeats"):
         Finetuning(small(train__batch_size=34, train__micro_batch=0))
 
