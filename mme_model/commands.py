@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import typing
+from importlib import import_module
 from typing import Any
 
 from mme_targets.cli import Command
@@ -100,30 +101,16 @@ def run_info(args: Any) -> int:
     return 0
 
 
-def _add_reconstruct(parser: Any) -> None:
-    from .reconstruct import add_arguments
+def _of(module: str, add: str = "add_arguments", run: str = "run") -> tuple[Any, Any]:
+    """Functions of a job's file, which is read when one of them is called."""
 
-    add_arguments(parser)
+    def adding(parser: Any) -> None:
+        getattr(import_module(f".{module}", __package__), add)(parser)
 
+    def running(args: Any) -> int:
+        return int(getattr(import_module(f".{module}", __package__), run)(args))
 
-def run_reconstruct(args: Any) -> int:
-    """`mme reconstruct`."""
-    from .reconstruct import run
-
-    return run(args)
-
-
-def _add_finetune(parser: Any) -> None:
-    from .finetune import add_arguments
-
-    add_arguments(parser)
-
-
-def run_finetune(args: Any) -> int:
-    """`mme finetune`."""
-    from .finetune import run
-
-    return run(args)
+    return adding, running
 
 
 COMMANDS = {
@@ -144,15 +131,41 @@ COMMANDS = {
         "Fine-tuning (Table 9). The classes are those of the training data. Every field of a "
         "recipe can be changed here; in brackets stands the paper's or else a usual value, which "
         "holds unless the recipe says otherwise.",
-        _add_finetune,
-        run_finetune,
+        *_of("finetune"),
+    ),
+    "test": Command(
+        "measure a classifier: several views of each video",
+        "mme test CHECKPOINT [--data LIST|DIR|synthetic] --out DIR [option ...]",
+        "Accuracy over several views of each video (Tables 1 to 3), with tables, a confusion "
+        "picture and every prediction. On several GPUs: torchrun --nproc_per_node N -m mme_model "
+        "test …",
+        *_of("evaluate"),
+    ),
+    "predict": Command(
+        "print the top classes of a video",
+        "mme predict VIDEO CHECKPOINT [option ...]",
+        "The classes that a classifier finds most probable in a video.",
+        *_of("evaluate", "add_predict_arguments", "run_predict"),
+    ),
+    "probe": Command(
+        "train a linear layer on a frozen encoder",
+        "mme probe [CHECKPOINT] [--data TRAIN] [--val VAL] --out DIR [option ...]",
+        "Linear probing (Table 4): features of the frozen encoder are kept, and a linear layer is "
+        "trained on them.",
+        *_of("probe"),
+    ),
+    "convert": Command(
+        "convert checkpoints: VideoMAE's, the authors', Hugging Face's",
+        "mme convert IN OUT --to mme|videomae|hf|released [option ...]",
+        "Read a checkpoint in whatever format it is and write it in another; nothing in it is "
+        "executed, and nothing is overwritten.",
+        *_of("convert"),
     ),
     "reconstruct": Command(
         "draw true and predicted tracks of a video (Fig. 4)",
         "mme reconstruct CHECKPOINT VIDEO --out FILE.png [option ...]",
         "Masked frame, true tracks, predicted tracks and frame, side by side (Figs. 4, 10, 11).",
-        _add_reconstruct,
-        run_reconstruct,
+        *_of("reconstruct"),
     ),
     "recipes": Command(
         "list the recipes, or print one whole",
