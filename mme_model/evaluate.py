@@ -26,7 +26,7 @@ from .results import Row
 from .runs import versions
 from .scores import Predictions
 from .sources import Source
-from .view_data import testing_loader
+from .view_data import eval_loader
 from .viewing import ViewProgress, autocast, gathered, group_size, in_chunks, share_of
 
 __all__ = ["evaluate", "predict", "probabilities"]
@@ -176,7 +176,7 @@ def _run(
         return found
     progress = ViewProgress("test", len(videos), show)
     try:
-        for views in testing_loader(config, source, videos, device=device, videos=size):
+        for views in eval_loader(config, source, videos, device=device, videos=size):
             if len(views):
                 clips = views.rgb.to(device, non_blocking=True)
                 shares = probabilities(model, clips, batch)

@@ -24,7 +24,7 @@ from mme_targets.files import atomic_path
 from .finetune_recipe import ViewConfig
 from .labels import video_path
 from .sources import Source
-from .view_data import testing_loader
+from .view_data import eval_loader
 from .viewing import ViewProgress, autocast, group_size, in_chunks, share_of
 
 __all__ = ["Features", "cache_key", "cached_features", "state_hash"]
@@ -170,7 +170,7 @@ def _compute(
     progress = ViewProgress(what, len(videos), show)
     held: dict[int, _Kept] = {}
     try:
-        for views in testing_loader(config, source, videos, device=device, videos=size):
+        for views in eval_loader(config, source, videos, device=device, videos=size):
             if len(views):
                 clips = views.rgb.to(device, non_blocking=True)
                 pooled = in_chunks(lambda c: encoder(c).float().mean(dim=1), clips, batch)
