@@ -29,6 +29,7 @@ STAGES = (
     "optical_flow",
     "camera_motion",
     "pretraining",
+    "testing",
     "import",
 )
 ALIASES = {"flow": ("optical_flow", "camera_motion")}

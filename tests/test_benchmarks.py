@@ -56,7 +56,7 @@ def labels() -> list[str]:
     flows = ["optical_flow-0", "optical_flow-1", "optical_flow-2"]
     tokens = ["patch_norm-0", "patch_norm-1", "MotionTargets"]
     steps = ["pre-training step-0", "pre-training step-1"]
-    return [*tracked, *described, *tokens, *flows, "camera_motion", *steps]
+    return [*tracked, *described, *tokens, *flows, "camera_motion", *steps, "testing views"]
 
 
 def test_every_case_has_a_test(small_cases: list[Case]) -> None:
