@@ -1,6 +1,6 @@
-"""README's speed table and support matrix, made from `results/*.json`.
+"""README's figures and support matrix, and all tables of RESULTS.md, made from `results/*.json`.
 
-`python -m benchmarks.readme` fills README.md between its markers; `--check` only compares, for CI.
+`python -m benchmarks.readme` fills both between their markers; `--check` only compares, for CI.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from .harness import SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGES = {
+    ROOT / "README.md": ("headlines", "support"),
+    ROOT / "benchmarks" / "RESULTS.md": ("speed", "accuracy", "solver"),
+}
+"""Which page has which tables."""
+EVERY = tuple(name for names in PAGES.values() for name in names)
 UNVERIFIED = {
     "reference": "tested in CI",
     "cpu": "tested in CI",
@@ -151,8 +156,20 @@ def speed(rows: Sequence[Entry]) -> str:
         parts += table(shown)
         others = [row for row in group if row not in shown]
         parts.append("\n<details><summary>Other peers, and what holds each case back</summary>\n")
-        parts += [*table(others), "", *(f"- {note}" for note in notes(group)), "\n</details>\n"]
+        parts += [*(table(others) if others else ()), ""]
+        parts += [*(f"- {note}" for note in notes(group)), "\n</details>\n"]
     return "\n".join(parts)
+
+
+def headlines(rows: Sequence[Entry]) -> str:
+    """What was asked of this project's speed, and what was measured: a line a case and device."""
+    lines = ["| | beside | faster | asked | on |", "| --- | --- | --- | --- | --- |"]
+    for row in sorted(rows, key=lambda row: str(row["meta"]["kind"])):
+        if row["required"] is not None or row["required_extra_ms"] is not None:
+            case, floor, peer, *_, ratio, wanted, _ = cells(row)
+            where = row["meta"]["device"] + ("" if floor in ("cpu", "-") else f", {floor}")
+            lines.append(f"| {case} | {peer} | {ratio} | {wanted} | {where} |")
+    return "\n".join(lines) + "\n"
 
 
 def origin(rows: Iterable[Entry]) -> str:
@@ -162,9 +179,7 @@ def origin(rows: Iterable[Entry]) -> str:
         + (" with changes" if row["meta"]["dirty"] else "")
         for row in rows
     }
-    listed = [
-        f"[{name}](benchmarks/results/{name}), commit {at}" for name, at in sorted(runs.items())
-    ]
+    listed = [f"[{name}](results/{name}), commit {at}" for name, at in sorted(runs.items())]
     return "; ".join(listed)
 
 
@@ -210,10 +225,10 @@ def fill(text: str, name: str, content: str) -> str:
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"README needs {begin} and {end}, once each")
+        raise ValueError(f"the page needs {begin} and {end}, once each")
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README has {end} before {begin}")
+        raise ValueError(f"the page has {end} before {begin}")
     return pattern.sub(lambda _: f"{begin}\n{content.rstrip()}\n{end}", text)
 
 
@@ -263,35 +278,36 @@ def fact_table(folder: Path, name: str) -> str | None:
     return "\n".join("| " + " | ".join(line) + " |" for line in table) + f"\n\n{origin_line}"
 
 
-def render(text: str, folder: Path = RESULTS) -> str:
-    """README as it must be for the results in `folder`; facts that no run has stay as they are."""
+def render(text: str, folder: Path = RESULTS, sections: Sequence[str] = EVERY) -> str:
+    """A page as it must be for the results in `folder`; facts that no run has stay as they are."""
     rows = load(folder)
-    text = fill(fill(text, "speed", speed(rows)), "support", support(rows))
-    for name in FACTS:
-        made = fact_table(folder, name)
+    makers = {"headlines": headlines, "speed": speed, "support": support}
+    for name in sections:
+        made = makers[name](rows) if name in makers else fact_table(folder, name)
         if made is not None:
             text = fill(text, name, made)
     return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill README.md, or with --check say whether it is as it must be."""
+    """Fill the pages, or with --check say whether they are as they must be."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
-    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--readme", type=Path, help="one page with all tables, in place of both")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    before = given.readme.read_text()
-    after = render(before, given.results)
-    if given.check:
-        if before != after:
-            print(
-                f"{given.readme} is out of date: run python -m benchmarks.readme", file=sys.stderr
-            )
-        return int(before != after)
-    if before != after:
-        given.readme.write_text(after)
-    return 0
+    stale = 0
+    for page, sections in ({given.readme: EVERY} if given.readme else PAGES).items():
+        before = page.read_text()
+        after = render(before, given.results, sections)
+        if before == after:
+            continue
+        stale = 1
+        if given.check:
+            print(f"{page} is out of date: run python -m benchmarks.readme", file=sys.stderr)
+        else:
+            page.write_text(after)
+    return stale if given.check else 0
 
 
 if __name__ == "__main__":

@@ -343,6 +343,7 @@ text
 <!-- support:begin --><!-- support:end -->
 <!-- accuracy:begin -->old<!-- accuracy:end -->
 <!-- solver:begin -->older<!-- solver:end -->
+<!-- headlines:begin --><!-- headlines:end -->
 """
 
 
@@ -369,7 +370,7 @@ def test_readme_is_filled_between_markers(tmp_path: Path) -> None:
     ],
 )
 def test_readme_needs_its_markers(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"speed:(begin|end)"):
+    with pytest.raises(ValueError, match=r"(headlines|speed):(begin|end)"):
         readme.render(text, tmp_path)
 
 
