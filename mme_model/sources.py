@@ -67,6 +67,10 @@ class VideoSource:
         """The path as the list has it."""
         return self._names[index]
 
+    def path(self, index: int) -> str:
+        """Where the video lies."""
+        return self._paths[index]
+
     def label(self, index: int) -> int:
         """The class, from 0; -1 where none is known."""
         return int(self._labels[index])

@@ -14,7 +14,19 @@ from .settings import Config, ConfigError, number
 
 __all__ = ["TrackConfig", "differences"]
 
-_SHARED = "flow weights tvl1 camera_motion detector surf bound length grid median sampling".split()
+_SHARED = [
+    "flow",
+    "weights",
+    "tvl1",
+    "camera_motion",
+    "detector",
+    "surf",
+    "bound",
+    "length",
+    "grid",
+    "median",
+    "sampling",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from mme_model.mme import MaskedMotionEncoder
 
 from mme_model import checkpoints
+from mme_model.mme import MaskedMotionEncoder
 from mme_model.recipe import Recipe
 
 SMALL: dict[str, Any] = {
