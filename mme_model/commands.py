@@ -169,6 +169,32 @@ def run_reconstruct(args: Any) -> int:
     return run(args)
 
 
+def _add_extract(parser: Any) -> None:
+    from .store_cli import add_extract
+
+    add_extract(parser)
+
+
+def run_extract(args: Any) -> int:
+    """`mme extract`."""
+    from .store_cli import run_extract
+
+    return run_extract(args)
+
+
+def _add_store(parser: Any) -> None:
+    from .store_cli import add_store
+
+    add_store(parser)
+
+
+def run_store(args: Any) -> int:
+    """`mme store`."""
+    from .store_cli import run_store
+
+    return run_store(args)
+
+
 COMMANDS = {
     "pretrain": Command(
         "pre-train a video transformer on raw videos",
@@ -179,6 +205,24 @@ COMMANDS = {
         "usual value, which holds unless the recipe says otherwise.",
         _add_pretrain,
         run_pretrain,
+    ),
+    "extract": Command(
+        "tracks of a list of videos, once, into a store",
+        "mme extract LIST --out STORE [option ...]",
+        "Tracks from every frame of every video, for training that reads them instead of "
+        "computing flow: killed and started again it goes on where it was. Exit status 3: some "
+        "videos failed. "
+        "On the GPUs of one machine: torchrun --nproc_per_node N -m mme_model extract …",
+        _add_extract,
+        run_extract,
+    ),
+    "store": Command(
+        "what a store of tracks holds, whether it is whole, merging",
+        "mme store info|verify|merge STORE [STORE ...] [option ...]",
+        "Say what a store holds; read all of it, and recompute some, to see that it is whole; make "
+        "one of several.",
+        _add_store,
+        run_store,
     ),
     "reconstruct": Command(
         "draw true and predicted tracks of a video (Fig. 4)",

@@ -51,7 +51,7 @@ __all__ += ["collate", "held_out_batches", "worker_count"]
 
 TRIES = 10
 """Unreadable videos in a row at which a clip is given up."""
-PHASES = ("decode", "crop", "tracks", "flow", "targets")
+PHASES = ("decode", "crop", "flow", "targets")
 _SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 """Errors that are the machine's, not the video's."""
 
@@ -149,10 +149,10 @@ class ClipDataset(Dataset[Sample]):
         mask = draw_mask(self.recipe.mask, self.recipe.grid, rng(seed, epoch, index, "mask"))
         masked = torch.from_numpy(mask).nonzero()[:, 0]
         ready = time.perf_counter()
-        tracks = None
+        known = None
         if self.tracks is not None:
             assert corners is not None
-            tracks = self.tracks.read(
+            known = self.tracks.read(
                 self.source, video, plan, (height, width), corners, mirrored, masked, order
             )
         return Sample(
@@ -162,7 +162,7 @@ class ClipDataset(Dataset[Sample]):
             box=corners,
             padded=torch.tensor(plan.padded, dtype=torch.bool).reshape(plan.starts, -1),
             permutation=order,
-            tracks=tracks,
+            tracks=known,
             epoch=epoch,
             index=video,
             name=self.source.name(video),
@@ -187,6 +187,7 @@ def collate(samples: Sequence[Sample], maker: TargetMaker | None, stored: bool =
     frames: torch.Tensor | list[torch.Tensor] = [s.frames for s in samples]
     if maker is None and not boxes:
         frames = torch.stack([s.frames for s in samples])
+    phases = (*PHASES, "tracks") if stored else PHASES
     batch = Batch(
         rgb=torch.stack([s.rgb for s in samples]),
         masked=torch.stack([s.masked for s in samples]),
@@ -201,7 +202,7 @@ def collate(samples: Sequence[Sample], maker: TargetMaker | None, stored: bool =
         skipped=[skipped for s in samples for skipped in s.skipped],
         tracks=[s.tracks for s in samples] if stored else None,
         inline=[s.name for s in samples if stored and s.tracks is None],
-        seconds={phase: sum(s.seconds.get(phase, 0.0) for s in samples) for phase in PHASES},
+        seconds={phase: sum(s.seconds.get(phase, 0.0) for s in samples) for phase in phases},
     )
     if maker is None:
         return batch
