@@ -59,7 +59,7 @@ def decode_steps(residuals: Bytes, places: NDArray[np.intp], length: int) -> Byt
     """
     out: Bytes = residuals[places, 0]
     np.cumsum(out[:, :, 0], axis=-1, dtype=np.int8, out=out[:, :, 0])
-    flat = out.reshape(*out.shape[:3], -1)
+    flat = out.reshape(*out.shape[:3], out.shape[3] * out.shape[4])
     for y in range(1, out.shape[2]):
         np.add(flat[:, :, y], flat[:, :, y - 1], out=flat[:, :, y])
     for step in range(1, length):
