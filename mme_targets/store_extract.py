@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -150,12 +150,31 @@ def extract_frames(
     """`extract_video` of frames from anywhere; `check` is called before the entry is written."""
     seconds = Seconds() if seconds is None else seconds
     seconds.mark("decode")
+    flows = _flows(config, frames, device, progress, seconds)
+    return write_flows(store, config, name, flows, frames.count, frames.fps,
+                       {"source": source or {}}, check=check, seconds=seconds)  # fmt: skip
+
+
+def write_flows(
+    store: Store,
+    config: TrackConfig,
+    name: str,
+    flows: Iterable[FlowBlock],
+    count: int,
+    fps: float,
+    about: dict[str, Any],
+    *,
+    check: Callable[[], None] | None = None,
+    seconds: Seconds | None = None,
+) -> Record:
+    """Tracks through flow that comes block by block, of a video of `count` frames."""
+    seconds = Seconds() if seconds is None else seconds
     writer: EntryWriter | None = None
     size, still, finite = (0, 0), 0, True
-    for found in _solve(config, frames, device, progress, seconds):
+    for found in _tracks(config, flows, count, seconds):
         if writer is None:
             size = found.size
-            writer = EntryWriter(config, frames.count, *size)
+            writer = EntryWriter(config, count, *size)
         writer.add(found.displacements, found.in_view, found.homographies)
         still += found.still
         finite &= not (found.in_view == NOT_FINITE).any()
@@ -164,17 +183,12 @@ def extract_frames(
         raise VideoError(f"{name}: it has no frames")
     if check is not None:
         check()
-    about = {
-        "name": name,
-        "fps": frames.fps,
-        "still": still,
-        "finite": bool(finite),
-        "source": source or {},
-        **provenance(),
-    }
     path = store.file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer.finish(path, about)
+    writer.finish(
+        path,
+        {"name": name, "fps": fps, "still": still, "finite": bool(finite), **about, **provenance()},
+    )
     seconds.mark("write")
     return extracted(store, name)
 
@@ -214,52 +228,79 @@ class _Found:
     size: tuple[int, int]
 
 
-def _solve(
+class FlowBlock(NamedTuple):
+    """Flow of the next pairs of a video.
+
+    Attributes
+    ----------
+    flow : [n, 2, H, W] float32 px; n may be 0.
+    homographies : [n, 3, 3]; still : pairs for which none was found.
+    """
+
+    flow: torch.Tensor
+    homographies: NDArray[np.float64]
+    still: int
+
+
+def _flows(
     config: TrackConfig,
     frames: Frames,
     device: str,
     progress: Progress | None,
     seconds: Seconds,
-) -> Iterator[_Found]:
-    """Block after block: flow, then the tracks that read no later flow."""
-    stride, length = config.flow_stride, config.length
-    pairs = max(0, frames.count - stride)
+) -> Iterator[FlowBlock]:
+    """Flow of every pair, block after block of frames."""
     held: torch.Tensor | None = None  # frames of which pairs are to come
-    flows: torch.Tensor | None = None  # of the pairs from `start` on, which tracks still read
-    solved = start = seen = 0
+    seen = 0
     for block in frames.blocks:
         block = block.to(device)
         if held is not None and held.shape[1:] != block.shape[1:]:
             raise VideoError(f"the size of the picture changes at frame {seen}")
         held = block if held is None else torch.cat([held, block])
         seen += len(block)
-        last = seen == frames.count
         seconds.mark("decode")
-        count = len(held) - stride
-        if count < 1 and not last:
-            continue
-        new, cameras, still = _flow(config, held, count, progress)
-        held = held[max(count, 0) :]
-        flows = new if flows is None else torch.cat([flows, new])
-        solved += len(new)
+        count = max(0, len(held) - config.flow_stride)
+        found = _flow(config, held, count, progress)
+        held = held[count:]
         seconds.mark("flow")
-        reach = (length - 1) * stride
-        end = frames.count if last else max(start, solved - reach)
-        found = _track(config, flows, range(start, end), pairs, cameras, still)
-        flows, start = flows[end - start :], end
-        seconds.mark("track")
         yield found
     if seen != frames.count:
         raise VideoError(f"{seen} frames came where {frames.count} were announced")
 
 
+def _tracks(
+    config: TrackConfig, blocks: Iterable[FlowBlock], count: int, seconds: Seconds
+) -> Iterator[_Found]:
+    """Block after block, the tracks that read no later flow; at the end those that are left."""
+    pairs = max(0, count - config.flow_stride)
+    reach = (config.length - 1) * config.flow_stride
+    flows: torch.Tensor | None = None  # of the pairs from `start` on, which tracks still read
+    solved = start = 0
+    for block in blocks:
+        flows = block.flow if flows is None else torch.cat([flows, block.flow])
+        solved += len(block.flow)
+        end = max(start, solved - reach)
+        found = _track(config, flows, range(start, end), pairs, block.homographies, block.still)
+        flows, start = flows[end - start :], end
+        seconds.mark("track")
+        yield found
+    if flows is None:
+        return
+    if solved != pairs:
+        raise VideoError(f"flow came of {solved} pairs; {count} frames have {pairs}")
+    found = _track(config, flows, range(start, count), pairs, np.empty((0, 3, 3)), 0)
+    seconds.mark("track")
+    yield found
+
+
 def _flow(
     config: TrackConfig, frames: torch.Tensor, count: int, progress: Progress | None
-) -> tuple[torch.Tensor, NDArray[np.float64], int]:
-    """Flow [count, 2, H, W] of the first pairs, their homographies, and how many have none."""
+) -> FlowBlock:
+    """Flow of the first pairs of some frames."""
     height, width = frames.shape[-2:]
     if count < 1:
-        return frames.new_empty((0, 2, height, width), dtype=torch.float32), np.empty((0, 3, 3)), 0
+        none = frames.new_empty((0, 2, height, width), dtype=torch.float32)
+        return FlowBlock(none, np.empty((0, 3, 3)), 0)
     options: dict[str, Any] = {
         "method": config.flow,
         "pairs": [(i, i + config.flow_stride) for i in range(count)],
@@ -270,10 +311,10 @@ def _flow(
     }
     if not config.camera_motion:
         flow = optical_flow(frames, **options)
-        return flow, np.tile(np.eye(3), (count, 1, 1)), 0
+        return FlowBlock(flow, np.tile(np.eye(3), (count, 1, 1)), 0)
     found = flow_and_camera(frames, detector=config.detector, surf=config.surf, **options)
     cameras = found.camera.homographies.cpu().numpy()
-    return found.flow, cameras, count - int(found.camera.ok.sum())
+    return FlowBlock(found.flow, cameras, count - int(found.camera.ok.sum()))
 
 
 def _track(
