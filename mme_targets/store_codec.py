@@ -8,9 +8,9 @@ is mostly zero, and a field costs little more than once though six tracks pass t
 Displacements are whole multiples q of the store's step (1/8 px), |q| < 32768. With ``low`` the
 signed low byte of q (two's complement) and all arithmetic on bytes, wrapping around:
 
-    r[p, 0, y, :, x] = low[p, 0, y, :, x] − low[p, 0, y − 1, :, x]      y > 0
-    r[p, 0, 0, :, x] = low[p, 0, 0, :, x] − low[p, 0, 0, :, x − 1]      x > 0
-    r[p, l]          = low[p, l] − low[p, l − 1]                        l > 0
+    r[p, 0, y, x] = low[p, 0, y, x] − low[p, 0, y − 1, x]      y > 0
+    r[p, 0, 0, x] = low[p, 0, 0, x] − low[p, 0, 0, x − 1]      x > 0
+    r[p, l]       = low[p, l] − low[p, l − 1]                  l > 0
 
 ``r`` is the array `displacements`, int8. The array `overflow`, int8, is ``(q − low) / 256``: zero
 but where a point moves 16 px or more in one step, and chunks of zeros are not stored.
@@ -33,14 +33,14 @@ def quantise(displacements: NDArray[np.float32], step: float) -> NDArray[np.int1
 
 
 def encode_rows(rows: NDArray[np.int16]) -> tuple[Bytes, Bytes]:
-    """Rows [P, L, Gy, 2, Gx] of whole steps → residuals and overflow, both int8."""
+    """Rows [P, L, Gy, Gx, 2] of whole steps → residuals and overflow, both int8."""
     low = rows.astype(np.int8)  # wraps around
     overflow = ((rows - low) >> 8).astype(np.int8)
     residuals = low.copy()
     with np.errstate(over="ignore"):
         residuals[:, 1:] -= low[:, :-1]
         residuals[:, 0, 1:] -= low[:, 0, :-1]
-        residuals[:, 0, 0, :, 1:] -= low[:, 0, 0, :, :-1]
+        residuals[:, 0, 0, 1:] -= low[:, 0, 0, :-1]
     return residuals, overflow
 
 
@@ -49,16 +49,16 @@ def decode_steps(residuals: Bytes, places: NDArray[np.intp], length: int) -> Byt
 
     Parameters
     ----------
-    residuals : [n, L, Gy, 2, Gx], some rows of a store.
+    residuals : [n, L, Gy, Gx, 2], some rows of a store.
     places : [S, length], where among them the row lies that step l of start s reads.
     length : steps wanted, at most L.
 
     Returns
     -------
-    [S, length, Gy, 2, Gx] int8.
+    [S, length, Gy, Gx, 2] int8.
     """
     out: Bytes = residuals[places, 0]
-    np.cumsum(out[:, :, 0], axis=-1, dtype=np.int8, out=out[:, :, 0])
+    np.cumsum(out[:, :, 0], axis=2, dtype=np.int8, out=out[:, :, 0])
     flat = out.reshape(*out.shape[:3], out.shape[3] * out.shape[4])
     for y in range(1, out.shape[2]):
         np.add(flat[:, :, y], flat[:, :, y - 1], out=flat[:, :, y])

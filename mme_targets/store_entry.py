@@ -3,11 +3,11 @@
 The zip is stored uncompressed (`zarr.storage.ZipStore` opens it) and holds nothing that changes
 from run to run. Its arrays, R = frames − flow_stride rows (none where that is negative):
 
-    displacements  int8 [R, L, Gy, 2, Gx]   residuals, see `store_codec`; component 0 is x
-    overflow       int8 [R, L, Gy, 2, Gx]   high bytes, chunks of zeros left out
+    displacements  int8 [R, L, Gy, Gx, 2]   residuals, see `store_codec`; the last axis is x, y
+    overflow       int8 [R, L, Gy, Gx, 2]   high bytes, chunks of zeros left out
     in_view        uint8 [frames, Gy, Gx]   steps for which the track from this frame stays inside
                                             frame and video; 255: it read flow that is not finite
-    homographies   float64 [R, 3, 3]        of each pair, first frame to second; the identity where
+    homographies   float32 [R, 3, 3]        of each pair, first frame to second; the identity where
                                             none was found or camera motion is left in
 
 Points lie at grid/2 + i·grid px while inside the frame. Chunks are zstd frames with a checksum, in
@@ -43,7 +43,7 @@ SHARD = 256
 """Rows of a shard."""
 CHUNK = {"displacements": 4, "overflow": 4, "in_view": 16, "homographies": 64}
 """Rows of a chunk: what is decompressed at once. The tracks of one start read 6 rows in a row."""
-TYPES = {"displacements": "int8", "overflow": "int8", "in_view": "uint8", "homographies": "float64"}
+TYPES = {"displacements": "int8", "overflow": "int8", "in_view": "uint8", "homographies": "float32"}
 LEVEL = 15
 """zstd's; 3 takes a quarter more space, 19 three times as long for 1 %."""
 NOT_FINITE = 255
@@ -63,7 +63,7 @@ class Tracks(NamedTuple):
 
     Attributes
     ----------
-    displacements : [S, L, Gy, 2, Gx] int16, in the store's steps.
+    displacements : [S, L, Gy, Gx, 2] int16, in the store's steps.
     in_view : [S, Gy, Gx] uint8, steps in view; 255 where flow was not finite. None where it was
         not asked for.
     """
@@ -95,7 +95,7 @@ class EntryWriter:
         self.size = (height, width)
         self.rows = max(0, frames - config.flow_stride)
         gy, gx = grid_size(height, width, config.grid)
-        field = (config.length, gy, 2, gx)
+        field = (config.length, gy, gx, 2)
         shapes: dict[str, tuple[int, ...]] = {
             "displacements": (self.rows, *field),
             "overflow": (self.rows, *field),
@@ -133,7 +133,7 @@ class EntryWriter:
 
         Parameters
         ----------
-        displacements : [n, L, Gy, 2, Gx] px; zero for steps past the video's end.
+        displacements : [n, L, Gy, Gx, 2] px; zero for steps past the video's end.
         in_view : [n, Gy, Gx].
         homographies : [m, 3, 3], of the pairs that follow those given before.
         """
@@ -269,8 +269,8 @@ class Entry:
         self.rows = max(0, self.frames - self.stride)
         gy, gx = grid_size(self.height, self.width, self.grid)
         self._shapes: dict[str, tuple[int, ...]] = {
-            "displacements": (self.length, gy, 2, gx),
-            "overflow": (self.length, gy, 2, gx),
+            "displacements": (self.length, gy, gx, 2),
+            "overflow": (self.length, gy, gx, 2),
             "in_view": (gy, gx),
             "homographies": (3, 3),
         }

@@ -219,7 +219,7 @@ def extracted(store: Store, name: str) -> Record:
 
 @dataclass(frozen=True)
 class _Found:
-    """Tracks of some starts [n, L, Gy, 2, Gx] and homographies of some pairs, in their order."""
+    """Tracks of some starts [n, L, Gy, Gx, 2] and homographies of some pairs, in their order."""
 
     displacements: NDArray[np.float32]
     in_view: NDArray[np.uint8]
@@ -338,7 +338,7 @@ def _track(
     if not len(steps):
         shape = trajectories(padded[:1], steps=np.zeros((1, 0), np.int32), grid=config.grid)
         gy, gx = shape.points.shape[1:3]
-        moves = np.empty((0, length, gy, 2, gx), np.float32)
+        moves = np.empty((0, length, gy, gx, 2), np.float32)
         return _Found(moves, np.empty((0, gy, gx), np.uint8), cameras, still, (height, width))
     found = trajectories(
         padded,
@@ -357,7 +357,7 @@ def _track(
     real = (~beyond).sum(1).astype(np.uint8)[:, None, None]
     in_view = np.minimum(in_view, real)
     in_view[not_finite] = NOT_FINITE
-    moves = found.displacements.cpu().numpy().transpose(0, 3, 1, 4, 2)
+    moves = found.displacements.cpu().numpy().transpose(0, 3, 1, 2, 4)
     return _Found(np.ascontiguousarray(moves), in_view, cameras, still, (height, width))
 
 

@@ -80,7 +80,7 @@ def look_up(
     size: tuple[int, int],
     mirrored: bool = False,
 ) -> SeedTracks:
-    """Interpolate tracks [S, L, Gy, 2, Gx], in steps, at seeds [R, 2] of the starts `rows` [R].
+    """Interpolate tracks [S, L, Gy, Gx, 2], in steps, at seeds [R, 2] of the starts `rows` [R].
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def look_up(
     mirrored : seeds are px of the frame mirrored left to right.
     """
     height, width = size
-    length, gy, gx = displacements.shape[1], displacements.shape[2], displacements.shape[4]
+    length, gy, gx = displacements.shape[1], displacements.shape[2], displacements.shape[3]
     x = width - 1 - seeds[:, 0] if mirrored else seeds[:, 0]
     u = ((x - grid / 2) / grid).clip(0, gx - 1)
     v = ((seeds[:, 1] - grid / 2) / grid).clip(0, gy - 1)
@@ -100,7 +100,7 @@ def look_up(
     across, down = (u - left).astype(np.float32), (v - top).astype(np.float32)
 
     # One contiguous run of L·2 values a point: four gathers read all that there is to read.
-    runs = np.ascontiguousarray(displacements.transpose(0, 2, 4, 1, 3)).reshape(-1, length * 2)
+    runs = np.ascontiguousarray(displacements.transpose(0, 2, 3, 1, 4)).reshape(-1, length * 2)
 
     def at(
         y: NDArray[np.intp], x: NDArray[np.intp], weight: NDArray[np.float32]

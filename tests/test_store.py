@@ -30,7 +30,7 @@ class Content:
     def __init__(self, frames: int, config: TrackConfig = CONFIG, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         gy, gx = HEIGHT // 8, WIDTH // 8
-        shape = (frames, config.length, gy, 2, gx)
+        shape = (frames, config.length, gy, gx, 2)
         limit = int(config.bound / config.step)
         whole = np.rint(rng.normal(0, limit / 3, shape)).clip(-limit, limit).astype(np.int16)
         pairs = max(0, frames - config.flow_stride)
@@ -38,7 +38,7 @@ class Content:
         whole[row >= pairs] = 0  # past the video's end
         self.frames, self.config, self.whole = frames, config, whole
         self.in_view = rng.integers(0, config.length + 1, (frames, gy, gx)).astype(np.uint8)
-        self.homographies = rng.normal(size=(pairs, 3, 3))
+        self.homographies = rng.normal(size=(pairs, 3, 3)).astype(np.float32)
 
     def write(self, path: Path, block: int = 7, **about: Any) -> Path:
         writer = EntryWriter(self.config, self.frames, HEIGHT, WIDTH)
@@ -102,7 +102,7 @@ def test_any_zarr_reader_opens_it(tmp_path: Path) -> None:
     assert group.metadata.zarr_format == 3
     residuals, high = group["displacements"][:], group["overflow"][:]
     low = residuals.copy()
-    low[:, 0, 0] = low[:, 0, 0].cumsum(-1, dtype=np.int8)
+    low[:, 0, 0] = low[:, 0, 0].cumsum(1, dtype=np.int8)
     low[:, 0] = low[:, 0].cumsum(1, dtype=np.int8)
     low = low.cumsum(1, dtype=np.int8)
     rows = low.astype(int) + 256 * high.astype(int)
@@ -135,7 +135,7 @@ def test_chunks_of_zeros_take_no_space(tmp_path: Path) -> None:
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.data())
 def test_codec_inverts(rows: int, length: int, gy: int, gx: int, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**32))
-    whole = np.random.default_rng(seed).integers(-32000, 32000, (rows, length, gy, 2, gx))
+    whole = np.random.default_rng(seed).integers(-32000, 32000, (rows, length, gy, gx, 2))
     whole = whole.astype(np.int16)
     residuals, overflow = encode_rows(whole)
     # One start whose steps all lie in one row, plane by plane.

@@ -93,13 +93,13 @@ def test_tracks_are_those_of_the_whole_video(
     expected = trajectories(flow, steps=steps)
     with store.entry("b.mp4") as entry:
         tracks = entry.tracks(range(count))
-        moves = tracks.displacements[:most].transpose(0, 2, 4, 1, 3) * 0.125
+        moves = tracks.displacements[:most].transpose(0, 2, 3, 1, 4) * 0.125
         assert np.abs(moves - expected.displacements.numpy()).max() <= 0.0625 + 1e-6
         assert np.array_equal(tracks.in_view[:most] == 4, expected.visible.numpy())
         assert tracks.in_view[most:].max() <= 3, "their last step lies past the video's end"
         assert not tracks.displacements[-stride:].any()
         if cameras is not None:
-            assert np.array_equal(entry.homographies(range(len(pairs))), cameras)
+            assert np.array_equal(entry.homographies(range(len(pairs))), np.float32(cameras))
         assert entry.about["config"] == store.config
         assert entry.about["source"]["bytes"] == os.path.getsize(path)
 

@@ -125,8 +125,8 @@ def test_look_up_is_bilinear_and_mirrors() -> None:
     """Displacements that are linear in place are met everywhere between the points."""
     gy, gx, grid, step = 5, 6, 8, 0.125
     y, x = np.mgrid[:gy, :gx]
-    field = np.zeros((1, 2, gy, 2, gx), np.int16)
-    field[0, :, :, 0], field[0, :, :, 1] = 4 * x - 8 * y, 3 * y
+    field = np.zeros((1, 2, gy, gx, 2), np.int16)
+    field[0, ..., 0], field[0, ..., 1] = 4 * x - 8 * y, 3 * y
     rng = np.random.default_rng(0)
     seeds = np.stack([rng.uniform(4, 44, 50), rng.uniform(4, 36, 50)], 1).astype(np.float32)
     rows = np.zeros(50, np.intp)
