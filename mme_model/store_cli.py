@@ -51,6 +51,12 @@ def add_extract(parser: Any) -> None:
                         help="say what is left and what it will take, and do nothing")  # fmt: skip
     parser.add_argument("--retry", type=bool, nargs="?", const=True, default=False,
                         help="try those again that failed before")  # fmt: skip
+    parser.add_argument("--have", type=str, default="", metavar="DIR",
+                        help="take in what others computed: NAME.gz, NAME.npz or a folder NAME of "
+                        ".flo, flow_x/flow_y pictures or videos, for each video; the constants "
+                        "below are to say what it is")  # fmt: skip
+    parser.add_argument("--byte_bound", type=float, default=20.0, metavar="PX",
+                        help="with --have: what 255 stands for in flow stored as bytes")  # fmt: skip
     parser.add_argument("--ray", type=str, default="", metavar="ADDRESS",
                         help="spread over a Ray cluster; local: this machine")  # fmt: skip
     _add_list(parser)
@@ -119,6 +125,8 @@ def run_extract(args: Any) -> int:
         shard=shard_of(args.shard),
         device=device_of(args.device),
         retry=args.retry,
+        have=args.have,
+        bound=args.byte_bound,
     )
     if args.dry_run:
         return _dry_run(job, console)

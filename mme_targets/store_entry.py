@@ -6,7 +6,8 @@ from run to run. Its arrays, R = frames − flow_stride rows (none where that is
     displacements  int8 [R, L, Gy, Gx, 2]   residuals, see `store_codec`; the last axis is x, y
     overflow       int8 [R, L, Gy, Gx, 2]   high bytes, chunks of zeros left out
     in_view        uint8 [frames, Gy, Gx]   steps for which the track from this frame stays inside
-                                            frame and video; 255: it read flow that is not finite
+                                            frame and video; 255: it is not to be used, as
+                                            flow was not finite or whoever made it said so
     homographies   float32 [R, 3, 3]        of each pair, first frame to second; the identity where
                                             none was found or camera motion is left in
 

@@ -65,6 +65,9 @@ class ExtractJob:
     shard : (i, n): videos i, i + n, i + 2n, … alone. All parts together make the whole store.
     device : where flow and tracks are computed.
     retry : try those again that failed before.
+    have : folder of tracks or flow that others computed, to be taken in (`foreign_tracks`); empty:
+        they are computed here.
+    bound : px that a byte of 255 stands for in flow that is stored as bytes.
 
     Raises
     ------
@@ -81,6 +84,8 @@ class ExtractJob:
         shard: tuple[int, int] = (0, 1),
         device: str = "cpu",
         retry: bool = False,
+        have: str = "",
+        bound: float = 20.0,
     ) -> None:
         if not items:
             raise ValueError("the list names no video")
@@ -92,6 +97,7 @@ class ExtractJob:
             raise ValueError(f"shard is {shard[0]}/{shard[1]}; must be i/n with 0 <= i < n")
         self.out, self.config, self.items = Path(out), config, list(items)
         self.shard, self.device, self.retry = shard, device, retry
+        self.have, self.bound = have, bound
 
     def left(self) -> list[Item]:
         """Videos of this part that are not settled, as the store is now."""
@@ -179,11 +185,17 @@ class ExtractJob:
             if record.source_bytes == os.path.getsize(item.path) and not damage(store, item.name):
                 return record
         try:
+            if self.have:
+                from .foreign_tracks import import_video
+
+                return import_video(
+                    store, self.config, item.name, item.path, self.have, bound=self.bound
+                )
             return extract_video(
                 store, self.config, item.name, item.path,
                 device=self.device, progress=pairs, seconds=seconds,
             )  # fmt: skip
-        except (VideoError, ValueError) as error:
+        except (VideoError, ValueError, FileNotFoundError) as error:
             store.file(item.name).unlink(missing_ok=True)
             # Without the path, which differs where the same list lies elsewhere.
             reason = " ".join(str(error).removeprefix(f"{item.path}: ").split())
