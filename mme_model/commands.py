@@ -74,6 +74,8 @@ def recipe_of(args: Any) -> Recipe:
             inner[last] = [yaml.safe_load(part) for part in text.split(",")]
         else:
             inner[last] = text if isinstance(default, str) else yaml.safe_load(text)
+    if changes.get("tracks") or changes.get("cache"):
+        changes.setdefault("targets", {}).setdefault("region", "frame")  # what a store holds
     return load_recipe(args.recipe, changes)
 
 

@@ -56,7 +56,7 @@ def add_extract(parser: Any) -> None:
                         ".flo, flow_x/flow_y pictures or videos, for each video; the constants "
                         "below are to say what it is")  # fmt: skip
     parser.add_argument("--byte_bound", type=float, default=20.0, metavar="PX",
-                        help="with --have: what 255 stands for in flow stored as bytes")  # fmt: skip
+                        help="with --have: what 255 stands for in flow as bytes")  # fmt: skip
     parser.add_argument("--ray", type=str, default="", metavar="ADDRESS",
                         help="spread over a Ray cluster; local: this machine")  # fmt: skip
     _add_list(parser)
