@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from .flow_files import read_flo
 from .store import Record, Store
 from .store_config import TrackConfig
-from .store_entry import NOT_FINITE, EntryWriter, grid_size
+from .store_entry import NOT_FINITE, grid_size
 from .store_extract import BLOCK, FlowBlock, digest_of, extracted, write_flows
+from .store_writer import EntryWriter
 from .video import VideoError, iter_clips, probe
 
 __all__ = ["FlowSource", "find", "import_video", "load_arrays", "open_flow"]

@@ -25,7 +25,8 @@ from .ops.trajectories import trajectories
 from .plan import ClipPlan
 from .store import Record, Store, provenance
 from .store_config import TrackConfig
-from .store_entry import NOT_FINITE, EntryWriter
+from .store_entry import NOT_FINITE
+from .store_writer import EntryWriter
 from .video import VideoError, iter_clips, probe
 
 __all__ = ["Frames", "extract_frames", "extract_video", "extracted"]

@@ -18,7 +18,8 @@ from mme_targets import ConfigError, TargetConfig
 from mme_targets.store import Record, Store, StoreError, TrackConfig
 from mme_targets.store_codec import decode_steps, encode_rows, quantise
 from mme_targets.store_config import differences
-from mme_targets.store_entry import Entry, EntryWriter
+from mme_targets.store_entry import Entry
+from mme_targets.store_writer import EntryWriter
 
 CONFIG = TrackConfig(flow="dis", camera_motion=False, length=3)
 HEIGHT, WIDTH = 40, 56

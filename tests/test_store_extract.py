@@ -23,11 +23,12 @@ from mme_targets import optical_flow, trajectories
 from mme_targets.files import write_video
 from mme_targets.ops.camera_motion import flow_and_camera
 from mme_targets.store import Record, Store, StoreError, TrackConfig
-from mme_targets.store_entry import NOT_FINITE, EntryWriter
+from mme_targets.store_entry import NOT_FINITE
 from mme_targets.store_extract import BLOCK, Frames, extract_frames, extract_video
 from mme_targets.store_job import ExtractJob, Item, records
 from mme_targets.store_locks import Writer
 from mme_targets.store_tools import estimate, merge, summary, verify
+from mme_targets.store_writer import EntryWriter
 from mme_targets.synthetic import render_scene
 from mme_targets.video import VideoError, decode
 
