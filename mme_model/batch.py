@@ -24,6 +24,7 @@ class Sample:
     box: torch.Tensor | None
     padded: torch.Tensor
     permutation: torch.Tensor | None
+    tracks: list[torch.Tensor] | None
     epoch: int
     index: int
     name: str
@@ -46,6 +47,10 @@ class Batch:
         model sees.
     padded : [B, S, L] bool, steps of tracks past a video's end; None where there are none.
     permutation : [B, T] int64, where frames are shuffled: the model's frame t is permutation[t].
+    tracks : of each clip its tracks from a store, [R, L+1, 2], [R, L, 2], [R] and homographies
+        [P, 3, 3] (see `mme_model.tracks`), or None for one whose flow is to be computed; None
+        where no store is used.
+    inline : names of clips that a store was to have and had not.
     epoch : that all clips are of.
     indices, names : the videos that the clips are from.
     skipped : name and reason of each video that could not be read and was replaced.
@@ -64,6 +69,8 @@ class Batch:
     indices: list[int]
     names: list[str]
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    tracks: list[list[torch.Tensor] | None] | None = None
+    inline: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     later: Callable[[], dict[str, float]] | None = None
 

@@ -19,7 +19,10 @@ __all__ = ["COMMANDS"]
 
 def recipe_of(args: Any) -> Recipe:
     """The recipe named, with what the command line says on top."""
-    return load_recipe(args.recipe, changes_of(args))
+    changes = changes_of(args)
+    if changes.get("tracks") or changes.get("cache"):
+        changes.setdefault("targets", {}).setdefault("region", "frame")  # what a store holds
+    return load_recipe(args.recipe, changes)
 
 
 def _add_pretrain(parser: Any) -> None:
@@ -160,6 +163,22 @@ COMMANDS = {
         "Read a checkpoint in whatever format it is and write it in another; nothing in it is "
         "executed, and nothing is overwritten.",
         *_of("convert"),
+    ),
+    "extract": Command(
+        "tracks of a list of videos, once, into a store",
+        "mme extract LIST --out STORE [option ...]",
+        "Tracks from every frame of every video, for training that reads them instead of "
+        "computing flow: killed and started again it goes on where it was. Exit status 3: some "
+        "videos failed. "
+        "On the GPUs of one machine: torchrun --nproc_per_node N -m mme_model extract …",
+        *_of("store_cli", "add_extract", "run_extract"),
+    ),
+    "store": Command(
+        "what a store of tracks holds, whether it is whole, merging",
+        "mme store info|verify|merge STORE [STORE ...] [option ...]",
+        "Say what a store holds; read all of it, and recompute some, to see that it is whole; make "
+        "one of several.",
+        *_of("store_cli", "add_store", "run_store"),
     ),
     "reconstruct": Command(
         "draw true and predicted tracks of a video (Fig. 4)",

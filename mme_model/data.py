@@ -34,6 +34,7 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from .sources import Source
+    from .tracks import ClipTracks
 
 __all__ = ["Batch", "ClipDataset", "ClipLoader", "HeldOut", "Sample", "clip_loader"]
 __all__ += ["collate", "held_out_batches", "worker_count"]
@@ -49,10 +50,18 @@ class ClipDataset(Dataset[Sample]):
     recipe : what a clip is (`targets`), how it is augmented (`clips`) and masked (`mask`).
     source : the videos.
     train : start, crop and flip at random; else the centre in time and space, unmirrored.
+    tracks : a store that clips take their motion from.
     """
 
-    def __init__(self, recipe: Recipe, source: Source, *, train: bool = True) -> None:
-        self.recipe, self.source, self.train = recipe, source, train
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        *,
+        train: bool = True,
+        tracks: ClipTracks | None = None,
+    ) -> None:
+        self.recipe, self.source, self.train, self.tracks = recipe, source, train, tracks
         changes = {} if train else {"crop": "center", "flip": False}
         self.clips = recipe.clips.replace(**changes)
 
@@ -105,25 +114,39 @@ class ClipDataset(Dataset[Sample]):
             order = torch.tensor(permutation(config.frames, draw))
             rgb = rgb[order]
         mask = draw_mask(self.recipe.mask, self.recipe.grid, rng(seed, epoch, index, "mask"))
+        masked = torch.from_numpy(mask).nonzero()[:, 0]
+        ready = time.perf_counter()
+        known = None
+        if self.tracks is not None:
+            assert corners is not None
+            known = self.tracks.read(
+                self.source, video, plan, (height, width), corners, mirrored, masked, order
+            )
         return Sample(
             rgb=rgb,
-            masked=torch.from_numpy(mask).nonzero()[:, 0],
+            masked=masked,
             frames=frames.contiguous(),
             box=corners,
             padded=torch.tensor(plan.padded, dtype=torch.bool).reshape(plan.starts, -1),
             permutation=order,
+            tracks=known,
             epoch=epoch,
             index=video,
             name=self.source.name(video),
             skipped=skipped,
-            seconds={"decode": decoded - begun, "crop": time.perf_counter() - decoded},
+            seconds={
+                "decode": decoded - begun,
+                "crop": ready - decoded,
+                "tracks": time.perf_counter() - ready,
+            },
         )
 
 
-def collate(samples: Sequence[Sample], maker: TargetMaker | None) -> Batch:
+def collate(samples: Sequence[Sample], maker: TargetMaker | None, stored: bool = False) -> Batch:
     """One batch of clips; its targets are made here if there is a maker, clip by clip.
 
     (The flow of many clips in one call is as fast on a CPU, and needs their memory at once.)
+    `stored` says that tracks were to come from a store.
     """
     padded = torch.stack([s.padded for s in samples])
     boxes = [s.box for s in samples if s.box is not None]
@@ -131,6 +154,7 @@ def collate(samples: Sequence[Sample], maker: TargetMaker | None) -> Batch:
     frames: torch.Tensor | list[torch.Tensor] = [s.frames for s in samples]
     if maker is None and not boxes:
         frames = torch.stack([s.frames for s in samples])
+    phases = (*PHASES, "tracks") if stored else PHASES
     batch = Batch(
         rgb=torch.stack([s.rgb for s in samples]),
         masked=torch.stack([s.masked for s in samples]),
@@ -143,7 +167,9 @@ def collate(samples: Sequence[Sample], maker: TargetMaker | None) -> Batch:
         indices=[s.index for s in samples],
         names=[s.name for s in samples],
         skipped=[skipped for s in samples for skipped in s.skipped],
-        seconds={phase: sum(s.seconds.get(phase, 0.0) for s in samples) for phase in PHASES},
+        tracks=[s.tracks for s in samples] if stored else None,
+        inline=[s.name for s in samples if stored and s.tracks is None],
+        seconds={phase: sum(s.seconds.get(phase, 0.0) for s in samples) for phase in phases},
     )
     if maker is None:
         return batch
@@ -156,7 +182,7 @@ def collate(samples: Sequence[Sample], maker: TargetMaker | None) -> Batch:
         before = now
 
     batch.targets = maker.of_batch(batch, mark=mark)
-    batch.frames = None
+    batch.frames = batch.tracks = None
     return batch
 
 
@@ -187,6 +213,7 @@ def clip_loader(
     start_step: int = 0,
     steps: int,
     micro_batch: int = 0,
+    tracks: ClipTracks | None = None,
 ) -> ClipLoader:
     """The micro-batches of one process for the steps `start_step` to `steps` - 1 of a run.
 
@@ -198,6 +225,7 @@ def clip_loader(
     rank, world : this process, and how many there are.
     start_step, steps : the first step, and how many the whole run has.
     micro_batch : clips of one batch; 0 takes the process' whole share of a step.
+    tracks : a store that clips take their motion from.
 
     Raises
     ------
@@ -210,7 +238,8 @@ def clip_loader(
     pieces = MicroBatches(
         order, steps, start_step=start_step, rank=rank, world=world, micro_batch=micro_batch
     )
-    return ClipLoader(ClipDataset(recipe, source), _maker(recipe, device), pieces, pins(device))
+    dataset = ClipDataset(recipe, source, tracks=tracks)
+    return ClipLoader(dataset, _maker(recipe, device), pieces, pins(device))
 
 
 class HeldOut:
@@ -236,7 +265,7 @@ class HeldOut:
         for place, keys in enumerate(self.pieces):
             batch = self._kept.get(place)
             if batch is None:
-                batch = collate([self.dataset[key] for key in keys], self.maker)
+                batch = _batch(self.dataset, self.maker, list(keys))
                 size = sum(t.nbytes for t in batch.tensors())
                 if size <= self._room:
                     self._room -= size
@@ -253,6 +282,7 @@ def held_out_batches(
     micro_batch: int,
     rank: int = 0,
     world: int = 1,
+    tracks: ClipTracks | None = None,
 ) -> HeldOut:
     """`count` clips, evenly spread over `source`, for the loss on held-out clips.
 
@@ -264,7 +294,7 @@ def held_out_batches(
     keys = [(0, i * len(source) // count) for i in range(count)][rank::world]
     step = micro_batch or max(1, len(keys))
     pieces = [keys[at : at + step] for at in range(0, len(keys), step)]
-    dataset = ClipDataset(recipe, source, train=False)
+    dataset = ClipDataset(recipe, source, train=False, tracks=tracks)
     return HeldOut(dataset, _maker(recipe, torch.device(device)), pieces)
 
 
@@ -275,7 +305,7 @@ def _maker(recipe: Recipe, device: torch.device) -> TargetMaker | None:
 
 
 def _batch(dataset: ClipDataset, maker: TargetMaker | None, keys: list[Key]) -> Batch:
-    return collate([dataset[key] for key in keys], maker)
+    return collate([dataset[key] for key in keys], maker, stored=dataset.tracks is not None)
 
 
 def _import_dynamo() -> None:

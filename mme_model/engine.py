@@ -194,8 +194,10 @@ class _Run:
 
     def _seconds(self, seen: list[Any], whole: float, wait: float) -> dict[str, float]:
         """Seconds of work on this process's clips, in whichever process, and of waiting for it."""
-        phases = ("decode", "crop", "flow", "targets")
         made = [b.timings() for b in seen]
+        phases = ["decode", "crop", "flow", "targets"]
+        if any("tracks" in one for one in made):
+            phases.append("tracks")
         spent = {k: sum(one.get(k, 0.0) for one in made) for k in phases}
         spent |= {"model": whole - wait, "wait": wait}
         return {f"seconds/{k}": v for k, v in spent.items()}

@@ -62,6 +62,7 @@ class TargetMaker(nn.Module):
         padded: torch.Tensor | None = None,
         boxes: torch.Tensor | None = None,
         permutation: torch.Tensor | None = None,
+        tracks: list[torch.Tensor] | None = None,
         mark: Mark | None = None,
     ) -> Targets:
         """Make the targets of B clips of one size.
@@ -74,6 +75,8 @@ class TargetMaker(nn.Module):
         boxes : [B, 4] (x, y, width, height) px, needed by `region="frame"`.
         permutation : [B, T] int64: the model's frame t is frame permutation[t] of the clip.
             Needed where targets follow; read there alone.
+        tracks : of the clip's patches, [1, R, L+1, 2], [1, R, L, 2], [1, R] and homographies
+            [1, P, 3, 3], from a store; no flow is computed then. None: it is.
         mark : called with "flow" and with "targets" when each is done (on a GPU: queued).
 
         Returns
@@ -92,8 +95,10 @@ class TargetMaker(nn.Module):
             raise ValueError("permutation is None; targets of shuffled frames need it")
         made: dict[str, Target] = {}
         if self.motion is not None:
-            flow = cameras = None
-            if self.motion.needs_flow:
+            flow = cameras = known = None
+            if tracks is not None:
+                known, cameras = (tracks[0], tracks[1], tracks[2]), tracks[3]
+            elif self.motion.needs_flow:
                 flow, cameras = self.motion.flow(frames)
             if mark is not None:
                 mark("flow")
@@ -108,6 +113,7 @@ class TargetMaker(nn.Module):
                     tokens,
                     crop=boxes,
                     homographies=cameras,
+                    known=known,
                 )
             )
         if self.still is not None and permutation is not None:
@@ -132,10 +138,12 @@ class TargetMaker(nn.Module):
         frames = batch.frames
         if frames is None:
             raise ValueError("the batch carries no frames: its targets were made by the loader")
-        step = 1 if isinstance(frames, list) else at_once
+        stored = batch.tracks
+        step = 1 if isinstance(frames, list) or stored is not None else at_once
         parts = []
         for at in range(0, len(batch.masked), step):
             some = slice(at, at + step)
+            held = None if stored is None else stored[at]
             parts.append(
                 self(
                     frames[at][None] if isinstance(frames, list) else frames[some],
@@ -143,6 +151,7 @@ class TargetMaker(nn.Module):
                     padded=None if batch.padded is None else batch.padded[some],
                     boxes=None if batch.boxes is None else batch.boxes[some],
                     permutation=None if batch.permutation is None else batch.permutation[some],
+                    tracks=None if held is None else [part[None] for part in held],
                     mark=mark,
                 )
             )

@@ -22,6 +22,7 @@ from .prefetch import Clock, prefetched
 from .recipe import Recipe
 from .runs import run
 from .sources import Source, open_source
+from .tracks import ClipTracks, stored_only
 
 __all__ = ["Pretraining", "pretrain"]
 
@@ -48,6 +49,12 @@ class Pretraining:
         synthetic = recipe.data.split(":")[0] == "synthetic"
         val = recipe.val or ("synthetic" if synthetic else "")
         self.val = _open(recipe, val, held_out=True) if val else None
+        self.tracks = ClipTracks.of(recipe)
+        self.left_out = 0
+        if recipe.tracks and recipe.clips.missing == "skip":
+            listed = len(self.source)
+            self.source = stored_only(self.source, recipe)
+            self.left_out = listed - len(self.source)
         count, batch = len(self.source), recipe.train.batch_size
         if batch > count:
             raise ValueError(
@@ -66,6 +73,7 @@ class Pretraining:
         self._counts = True
         self._shown: Batch | None = None
         self._unreadable = Unreadable(count, recipe.clips.max_unreadable, "clips.max_unreadable")
+        self._inline: set[str] = set()
 
     def batches(self, start: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         """Micro-batches of this process from step `start` on, with targets, on the device."""
@@ -79,6 +87,7 @@ class Pretraining:
             start_step=start,
             steps=self.steps,
             micro_batch=train.micro_batch or train.batch_size // world,
+            tracks=self.tracks,
         )
         return prefetched(loader, lambda batch: self._prepare(batch, device), device)
 
@@ -117,6 +126,7 @@ class Pretraining:
                 micro_batch=size,
                 rank=rank if self._counts else 0,
                 world=world,
+                tracks=self.tracks,
             )
         runs = 0
         for batch in self._held:
@@ -130,10 +140,15 @@ class Pretraining:
     @property
     def about(self) -> dict[str, Any]:
         """What the summary says of the data."""
-        return {"videos": len(self.source), "skipped": len(self._unreadable.lost)}
+        counts = {"videos": len(self.source), "skipped": len(self._unreadable.lost)}
+        if self.tracks is not None:
+            counts.update(without_tracks=self.left_out, inline=len(self._inline))
+        return counts
 
     def check(self, seen: list[Batch]) -> None:
         """Stop where more than the set share of the videos met cannot be read."""
+        for batch in seen:
+            self._inline.update(batch.inline)
         self._unreadable.add(seen)
 
     def picture(self, model: nn.Module) -> Any:
@@ -154,7 +169,7 @@ class Pretraining:
         if batch.targets is None:
             clock = Clock(device)
             batch.targets = self._maker.to(device).of_batch(batch, at_once=8, mark=clock.mark)
-            batch.frames = None
+            batch.frames = batch.tracks = None
             batch.later = clock.seconds
         return batch
 

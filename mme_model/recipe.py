@@ -113,6 +113,9 @@ class ClipConfig(Config):
     """Mirror half of the clips (Table 8: not for SSv2, whose classes tell left from right)."""
     shuffle: Literal["none", "input", "both"] = "none"
     """Permute the frames that the model sees; "both": the targets follow (Fig. 3)."""
+    missing: Literal["inline", "skip"] = "inline"
+    """Videos that the store of `tracks` has not: their targets are computed, or they are left
+    out."""
     short_side: int = number(0, 0, 8192)
     """Resize videos to this short side as they are decoded, px; 0 keeps them."""
     clips: int = number(256, 1, 10**9)
@@ -185,6 +188,12 @@ class Recipe(Config):
     """What to train on: a list, a folder of videos, a video, or "synthetic"."""
     val: str = ""
     """Held-out clips, likewise; empty: none, but for synthetic data, which brings its own."""
+    tracks: str = ""
+    """A store of tracks (`mme extract`) to take the motion from, for `targets.region` "frame";
+    empty: it is computed at every visit."""
+    cache: str = ""
+    """The same, a store that is filled on the way: a video that is met for the first time is
+    extracted whole, and read ever after. Processes may share it."""
     clips: ClipConfig = field(default_factory=ClipConfig)
     """From videos to clips."""
     targets: TargetConfig = field(default_factory=TargetConfig)
@@ -204,12 +213,33 @@ class Recipe(Config):
                 f"targets.size is {self.targets.size}; "
                 f"must be divisible by patch ({self.targets.patch})"
             )
+        self._check_tracks()
         made = names(self.targets)
         for name in self.loss.weights:
             if name not in made:
                 raise ConfigError(
                     f"loss.weights names {name!r}, which is not made; made are {', '.join(made)}"
                 )
+
+    def _check_tracks(self) -> None:
+        if self.tracks and self.cache:
+            raise ConfigError("tracks and cache are both given; motion comes from one store")
+        if not self.tracks and not self.cache:
+            return
+        targets = self.targets
+        if targets.region != "frame":
+            raise ConfigError(
+                f"targets.region is {targets.region!r}; a store holds tracks of whole frames, so "
+                "it must be 'frame' with tracks or cache"
+            )
+        dense = sorted({"flow", "hof", "mbh"} & set(targets.targets))
+        if dense:
+            raise ConfigError(
+                f"targets.targets names {', '.join(dense)}, made of flow, which a store of tracks "
+                "does not hold"
+            )
+        if targets.length < 1:
+            raise ConfigError("targets.length is 0, which needs no tracks")
 
     @property
     def grid(self) -> tuple[int, int, int]:

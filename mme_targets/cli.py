@@ -38,12 +38,12 @@ def _add_targets(parser: Any) -> None:
                         help="every clip of the video, not the first alone")  # fmt: skip
     parser.add_argument("--overlap", type=int, default=0, metavar="N",
                         help="raw frames that consecutive clips share, with --all")  # fmt: skip
-    _add_constants(parser)
+    add_constants(parser)
 
 
 def _add_show(parser: Any) -> None:
     _add_video(parser, ".png: the start frames; .mp4: tracks that grow; .html: a page to explore")
-    _add_constants(parser)
+    add_constants(parser)
 
 
 def _add_demo(parser: Any) -> None:
@@ -84,10 +84,10 @@ def _add_flow(parser: Any) -> None:
                         help="pairs of neighbouring frames (default: all to the end)")  # fmt: skip
     parser.add_argument("--short_side", type=typing.Optional[int], default=None, metavar="N",  # noqa: UP045
                         help="resize the short side to this, px (default: as it is)")  # fmt: skip
-    _add_constants(parser, ("flow", "weights", "camera_motion", "detector", "bound"))
+    add_constants(parser, ("flow", "weights", "camera_motion", "detector", "bound"))
 
 
-def _add_constants(parser: Any, names: tuple[str, ...] = ()) -> None:
+def add_constants(parser: Any, names: tuple[str, ...] = ()) -> None:
     groups: tuple[tuple[type, str, str], ...] = (
         (TargetConfig, "", "constants of the paper"),
         (Tvl1Config, "tvl1.", "TV-L1, for --flow tvl1"),

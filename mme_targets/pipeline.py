@@ -53,6 +53,7 @@ class MotionTargets(nn.Module):
         *,
         crop: Array | None = None,
         homographies: Array | None = None,
+        known: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         progress: Callable[[int], Any] | None = None,
     ) -> Targets:
         """Make every target that the config names.
@@ -69,7 +70,10 @@ class MotionTargets(nn.Module):
             (which on a GPU wait for the device; indices do not). None: all.
         crop : [B, 4] (x, y, width, height) px, needed by `region="frame"`: the box of each frame
             that the model sees, resized to `config.size`.
-        homographies : [B, P, 3, 3], needed with `flow` by `follow_camera`.
+        homographies : [B, P, 3, 3], needed with `flow` or `known` by `follow_camera`.
+        known : tracks of the chosen patches where they are known already, in place of flow: points
+            [B, R, L+1, 2], displacements [B, R, L, 2] px of the frames, visible [B, R]; R = M·K,
+            patch by patch, as `store_read` looks them up. Not for the targets flow, hof and mbh.
         progress : called with 1 for each flow computed.
 
         Returns
@@ -96,11 +100,15 @@ class MotionTargets(nn.Module):
         box = self._box(crop, images, batched)
         height, width = (config.size, config.size) if box is not None else images.shape[-2:]
         tokens = self._tokens(mask, height, width, len(images), images.device, batched)
-        if config.follow_camera and omega is not None and cameras is None:
+        given = omega is not None or known is not None
+        if config.follow_camera and given and cameras is None:
             raise ValueError("homographies is None; follow_camera needs it where flow is given")
+        if known is not None and {"flow", "hof", "mbh"} & set(self.names):
+            raise ValueError("known holds tracks, which the targets flow, hof and mbh are not of")
+        known = known if known is None or batched else _batch(known)
 
         # Appendix A: flow, camera motion removed.
-        if omega is None and self.needs_flow:
+        if omega is None and known is None and self.needs_flow:
             omega, cameras = self.flow(images, progress)
 
         # Appendix B: what the model sees of frames and flow, and where in them tracks start.
@@ -126,7 +134,7 @@ class MotionTargets(nn.Module):
             seeds, starts = self._seeds(height, width, clip.tokens, images.device)
             return _unbatch(released.targets(clip, seeds, starts), batched)
         if set(self.names) & set(TRACKED):
-            self._track(clip, omega, cameras, box, height, width)
+            self._track(clip, omega, cameras, box, height, width, known)
         return _unbatch(Targets({name: finish(name, clip) for name in self.names}), batched)
 
     @torch.no_grad()
@@ -163,6 +171,7 @@ class MotionTargets(nn.Module):
         box: torch.Tensor | None,
         height: int,
         width: int,
+        known: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
     ) -> None:
         """Eq. 2, 4, 6, 7: tracks of the chosen patches, patch by patch."""
         config, images = self.config, clip.tracked_frames
@@ -172,16 +181,23 @@ class MotionTargets(nn.Module):
         if omega is None:  # L = 0 needs none
             omega = images.new_zeros((len(images), 1, 2, *images.shape[-2:]), dtype=torch.float32)
         clip.starts = starts
-        clip.points, moves, visible = tracks(
-            omega,
-            seeds,
-            starts,
-            clip.steps,
-            config.bound,
-            config.median,
-            config.sampling,
-            self.backend,
-        )
+        if known is None:
+            known = tracks(
+                omega,
+                seeds,
+                starts,
+                clip.steps,
+                config.bound,
+                config.median,
+                config.sampling,
+                self.backend,
+            )
+        clip.points, moves, visible = known
+        if moves.shape[:3] != (len(images), seeds.shape[1], config.length):
+            raise ValueError(
+                f"known has displacements {list(moves.shape)}; must be "
+                f"{[len(images), seeds.shape[1], config.length, 2]}"
+            )
         clip.lookup = clip.points
         if config.follow_camera and cameras is not None:
             pair_of = clip.steps[starts.long()].long()
@@ -348,6 +364,13 @@ class MotionTargets(nn.Module):
             tokens = torch.arange(self.plan.starts * patches, device=device)[None]
         starts = tokens.div(patches, rounding_mode="floor").int().repeat_interleave(tracks_, dim=1)
         return points[tokens % patches].flatten(1, 2), starts
+
+
+def _batch(
+    known: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    points, displacements, visible = known
+    return points[None], displacements[None], visible[None]
 
 
 def _unbatch(targets: Targets, batched: bool) -> Targets:

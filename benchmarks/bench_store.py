@@ -1,0 +1,93 @@
+"""A store of tracks: its size beside the released pickles and JPEG flow, and how fast it is read.
+
+    python -m benchmarks.bench_store STORE [--seconds S] [--only NAME]
+
+The pickles are emulated from the store's own tracks as the released code lays them out: `traj_feat`
+[2L, N, H/8, W/8] and `traj_type`, pickled and gzipped at level 9. At 1/8 px int8 saturates at
+±16 px; int16 holds what the store holds. Reading is that of clips of 8 starts, 8 frames apart, at
+random places of random videos, each opened anew, by two processes with one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import multiprocessing
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mme_targets.store import Record, Store
+
+STARTS, APART = 8, 8
+
+
+def pickled(moves: np.ndarray, valid: np.ndarray) -> int:
+    """Bytes of [N, L, Gy, Gx, 2] as the released code stores tracks."""
+    steps = moves.transpose(4, 1, 0, 2, 3)  # x of all steps, then y
+    laid = np.ascontiguousarray(steps).reshape(-1, *steps.shape[2:])
+    return len(gzip.compress(pickle.dumps({"traj_feat": laid, "traj_type": valid}), 9))
+
+
+def sizes(store: Store, record: Record) -> dict[str, float]:
+    """KB a second of video, in each form."""
+    with store.entry(record.name) as entry:
+        found = entry.tracks(range(entry.frames))
+        valid = (found.in_view == entry.length).astype(np.int8)
+        whole = found.displacements
+        pixels = np.trunc((whole * entry.step).clip(-20, 20)).astype(np.int8)
+    second = record.frames / record.fps * 1000
+    return {
+        "store": record.bytes / second,
+        "int8 at the store's step": pickled(whole.clip(-128, 127).astype(np.int8), valid) / second,
+        "int16 at the store's step": pickled(whole, valid) / second,
+        "int8 px": pickled(pixels, valid) / second,
+    }
+
+
+def read_clips(path: str, seed: int, seconds: float) -> tuple[float, float]:
+    """Clips that one process reads a second, and a second of its CPU time."""
+    store = Store(path)
+    videos = [r for r in store.index() if r.done and r.frames > STARTS * APART]
+    rng = np.random.default_rng(seed)
+    for record in videos:  # warm
+        with store.entry(record.name) as entry:
+            entry.tracks(range(entry.frames), in_view=False)
+    count, begun, used = 0, time.perf_counter(), time.process_time()
+    while (spent := time.perf_counter() - begun) < seconds:
+        record = videos[int(rng.integers(len(videos)))]
+        first = int(rng.integers(record.frames - (STARTS - 1) * APART))
+        with store.entry(record.name) as entry:
+            entry.tracks(range(first, first + STARTS * APART, APART), in_view=False)
+        count += 1
+    return count / spent, count / (time.process_time() - used)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--only", default="", help="read these videos alone, by their name")
+    args = parser.parse_args()
+    store = Store(args.store)
+    print("kB per second of video, and how much larger than the store")
+    for record in store.index():
+        if record.done and args.only in record.name:
+            found = sizes(store, record)
+            held = found.pop("store")
+            others = ", ".join(f"{k} {v:.1f} ({v / held:.2f}x)" for k, v in found.items())
+            print(f"  {record.name} {record.width}x{record.height}: {held:.1f}; pickles: {others}")
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        runs = pool.starmap(
+            read_clips, [(os.fspath(args.store), seed, args.seconds) for seed in range(2)]
+        )
+    wall, busy = (sum(rates) for rates in zip(*runs, strict=True))
+    print(f"clips read by 2 processes: {wall:.0f}/s; were both cores theirs alone: {busy:.0f}/s")
+
+
+if __name__ == "__main__":
+    main()

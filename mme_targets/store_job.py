@@ -1,0 +1,316 @@
+"""The job of extracting a list of videos: what is done, failed and left, and nothing done twice.
+
+A journal gets one line a settled video, after its entry is in place; so a job that is killed loses
+the videos in flight at most. An entry without a line (killed between the two) is taken over if it
+is whole. When every video of the list is settled, the journals become the index and are removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .store import Record, Store, StoreError
+from .store_config import TrackConfig
+from .store_extract import Seconds, extract_video, extracted
+from .store_locks import Writer
+from .video import VideoError
+
+__all__ = ["ExtractJob", "Item", "Report", "records"]
+
+
+class Item(NamedTuple):
+    """A video of the list: its name in the store, and where it is."""
+
+    name: str
+    path: str
+
+
+@dataclass
+class Report:
+    """What a run did, and what is left over all parts.
+
+    Attributes
+    ----------
+    made : videos extracted by this run.
+    failed : name and reason of every video of the list that failed.
+    done, left : videos of the list with tracks, and unsettled.
+    pairs : flows solved by this run.
+    bytes : of the entries that it wrote.
+    seconds : where its time went.
+    """
+
+    made: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    done: int = 0
+    left: int = 0
+    pairs: int = 0
+    bytes: int = 0
+    seconds: Seconds = field(default_factory=Seconds)
+
+
+class ExtractJob:
+    """Extract the tracks of a list of videos into a store.
+
+    Parameters
+    ----------
+    out : the store's folder; made when the job runs.
+    config : the constants.
+    items : the videos; names must differ.
+    shard : (i, n): videos i, i + n, i + 2n, … alone. All parts together make the whole store.
+    device : where flow and tracks are computed.
+    retry : try those again that failed before.
+    have : folder of tracks or flow that others computed, to be taken in (`foreign_tracks`); empty:
+        they are computed here.
+    bound : px that a byte of 255 stands for in flow that is stored as bytes.
+
+    Raises
+    ------
+    ValueError
+        For names that occur twice, an empty list, or a part that does not exist.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        config: TrackConfig,
+        items: Sequence[Item],
+        *,
+        shard: tuple[int, int] = (0, 1),
+        device: str = "cpu",
+        retry: bool = False,
+        have: str = "",
+        bound: float = 20.0,
+    ) -> None:
+        if not items:
+            raise ValueError("the list names no video")
+        twice = _duplicates([item.name for item in items])
+        if twice:
+            more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+            raise ValueError(f"the list names twice or more: {', '.join(twice[:5])}{more}")
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard is {shard[0]}/{shard[1]}; must be i/n with 0 <= i < n")
+        self.out, self.config, self.items = Path(out), config, list(items)
+        self.shard, self.device, self.retry = shard, device, retry
+        self.have, self.bound = have, bound
+
+    def left(self) -> list[Item]:
+        """Videos of this part that are not settled, as the store is now."""
+        if not (self.out / "zarr.json").is_file():
+            return self._mine()
+        store = Store(self.out)
+        store.check(self.config.described())
+        return self._open_of(store)
+
+    def run(
+        self,
+        *,
+        pairs: Callable[[int], Any] | None = None,
+        video: Callable[[Record], Any] | None = None,
+        many: Many | None = None,
+    ) -> Report:
+        """Do what is left.
+
+        Parameters
+        ----------
+        pairs : called with the number of flows that were solved, as they are.
+        video : called with each video that is settled.
+        many : extracts videos elsewhere and yields their records (`store_ray`); by default one
+            after the other here.
+
+        Raises
+        ------
+        StoreError
+            If another run writes this part, or the store has another config.
+        OSError
+            If the store cannot be written: what was settled stays so.
+        """
+        report = Report()
+
+        def counted(count: int) -> None:
+            report.pairs += count
+            if pairs is not None:
+                pairs(count)
+
+        store = Store.create(self.out, self.config)
+        work = self.out / "work"
+        with Writer(work, self.shard):
+            for stray in (self.out / "videos").glob("??/.*.zip"):
+                if self.shard[1] == 1:  # of a run that was killed; others may be writing theirs
+                    stray.unlink(missing_ok=True)
+            todo = self._open_of(store)
+            name = f"settled-{self.shard[0]}-of-{self.shard[1]}.jsonl"
+            with _Journal(work / name) as journal:
+                found = self._one_by_one(store, todo, counted, report.seconds)
+                for record in found if many is None else many(self, store, todo):
+                    journal.write(record)
+                    if record.done:
+                        report.made += 1
+                        report.bytes += record.bytes
+                    if video is not None:
+                        video(record)
+            known = records(store)
+            settled = [known[item.name] for item in self.items if item.name in known]
+            report.failed = [(r.name, r.reason) for r in settled if not r.done]
+            report.done = len(settled) - len(report.failed)
+            report.left = len(self.items) - len(settled)
+            if not report.left:
+                here = {record.name for record in settled}
+                others = [known[n] for n in sorted(known) if n not in here]
+                store.write_index([*settled, *others])
+                for journal_file in work.glob("settled-*.jsonl"):
+                    journal_file.unlink(missing_ok=True)
+        if not report.left and not any(work.glob("writer-*.lock")):
+            with suppress(OSError):
+                (work / "guard").unlink()
+                work.rmdir()
+        return report
+
+    def settle(
+        self,
+        store: Store,
+        item: Item,
+        pairs: Callable[[int], Any] | None = None,
+        seconds: Seconds | None = None,
+    ) -> Record:
+        """Extract one video, or take over its entry, or say why it cannot be."""
+        seconds = Seconds() if seconds is None else seconds
+        with suppress(KeyError, StoreError, OSError):
+            record = extracted(store, item.name)
+            if record.source_bytes == os.path.getsize(item.path) and not damage(store, item.name):
+                return record
+        try:
+            if self.have:
+                from .foreign_tracks import import_video
+
+                return import_video(
+                    store, self.config, item.name, item.path, self.have, bound=self.bound
+                )
+            return extract_video(
+                store, self.config, item.name, item.path,
+                device=self.device, progress=pairs, seconds=seconds,
+            )  # fmt: skip
+        except (VideoError, ValueError, FileNotFoundError) as error:
+            store.file(item.name).unlink(missing_ok=True)
+            # Without the path, which differs where the same list lies elsewhere.
+            reason = " ".join(str(error).removeprefix(f"{item.path}: ").split())
+            return Record(item.name, reason=reason or type(error).__name__)
+
+    def _one_by_one(
+        self, store: Store, todo: list[Item], pairs: Callable[[int], Any], seconds: Seconds
+    ) -> Iterator[Record]:
+        for item in todo:
+            yield self.settle(store, item, pairs, seconds)
+
+    def _mine(self) -> list[Item]:
+        return self.items[self.shard[0] :: self.shard[1]]
+
+    def _open_of(self, store: Store) -> list[Item]:
+        known = records(store)
+        return [i for i in self._mine() if self._open(store, i, known.get(i.name))]
+
+    def _open(self, store: Store, item: Item, record: Record | None) -> bool:
+        """Whether a video is to be extracted."""
+        if record is None:
+            return True
+        if not record.done:
+            return self.retry
+        try:
+            whole = os.path.getsize(store.file(item.name)) == record.bytes
+        except OSError:
+            return True
+        with suppress(OSError):  # a source that is gone since takes nothing from its tracks
+            return not whole or os.path.getsize(item.path) != record.source_bytes
+        return not whole
+
+
+Many = Callable[[ExtractJob, Store, list[Item]], Iterator[Record]]
+
+
+def records(store: Store) -> dict[str, Record]:
+    """All settled videos by name: of the index, then of the journals."""
+    known = {record.name: record for record in store.index()}
+    for path in sorted((store.path / "work").glob("settled-*.jsonl")):
+        with suppress(FileNotFoundError):
+            for record in _Journal.read(path):
+                known[record.name] = record
+    return known
+
+
+def damage(store: Store, name: str) -> str:
+    """What is wrong with the entry of a video, reading all of it; empty where nothing is.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    """
+    try:
+        with store.entry(name) as entry:
+            step = 64
+            starts = 0
+            for at in range(0, entry.frames, step):
+                some = range(at, min(at + step, entry.frames))
+                found = entry.tracks(some)
+                assert found.in_view is not None
+                entry.homographies(some)
+                starts += len(found.displacements)
+            if starts != entry.frames or entry.frames < 1:
+                return f"{entry.path} holds {starts} starts for {entry.frames} frames"
+    except (StoreError, OSError) as error:
+        return str(error)
+    return ""
+
+
+class _Journal:
+    """Lines of settled videos; a line that was cut off by a kill is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> _Journal:
+        whole = self.whole(self.path) if self.path.exists() else b""
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.ftruncate(self._file, len(whole))
+        os.lseek(self._file, 0, os.SEEK_END)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def write(self, record: Record) -> None:
+        """Append; on the disk when it returns."""
+        line = json.dumps(asdict(record)).encode() + b"\n"
+        while line:
+            line = line[os.write(self._file, line) :]
+        os.fsync(self._file)
+
+    @staticmethod
+    def whole(path: Path) -> bytes:
+        """All but a last line that has no end."""
+        data = path.read_bytes()
+        return data[: data.rfind(b"\n") + 1]
+
+    @staticmethod
+    def read(path: Path) -> Iterator[Record]:
+        """The records of whole lines."""
+        try:
+            yield from [Record(**json.loads(line)) for line in _Journal.whole(path).splitlines()]
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path} is damaged: {error}") from None
+
+
+def _duplicates(names: Sequence[str]) -> list[str]:
+    """Names that occur twice or more, in order."""
+    seen: set[str] = set()
+    twice: dict[str, None] = {}
+    for name in names:
+        if name in seen:
+            twice[name] = None
+        seen.add(name)
+    return list(twice)

@@ -1,0 +1,287 @@
+"""Training from a store of tracks: the targets are those computed inline, to a stated error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mme_model.data import ClipDataset, collate
+from mme_model.inline import TargetMaker
+from mme_model.pretrain import Pretraining, pretrain
+from mme_model.recipe import Recipe
+from mme_model.sources import open_source
+from mme_model.tracks import ClipTracks, StoredSource, track_config
+from mme_targets import ConfigError, MotionTargets
+from mme_targets.files import write_video
+from mme_targets.store import Store, StoreError
+from mme_targets.store_extract import Frames, extract_frames
+from mme_targets.store_read import look_up
+from mme_targets.synthetic import render_scene
+from mme_targets.video import VideoError
+
+CHANGES = {
+    "targets": {
+        "frames": 8, "stride": 2, "length": 4, "size": 64, "camera_motion": False, "flow": "dis",
+        "region": "frame",
+    },
+    "mask": {"ratio": 0.5},
+    "clips": {"workers": 0},
+    "model": {"size": "tiny", "depth": 1},
+    "train": {"batch_size": 2, "epochs": 2, "warmup_epochs": 0, "seed": 3, "picture_every": 0},
+}  # fmt: skip
+NAMES = ("a.mp4", "b.mp4")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos of moving discs, 80x104 px."""
+    folder = tmp_path_factory.mktemp("videos")
+    for seed, name in enumerate(NAMES):
+        write_video(folder / name, render_scene(26, (80, 104), seed=seed).frames)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tracks of `a.mp4` alone."""
+    out = tmp_path_factory.mktemp("store") / "store"
+    recipe = recipe_of(videos)
+    config = track_config(recipe)
+    made = Store.create(out, config)
+    source = open_source(str(videos), recipe.clips)
+    extract_frames(made, config, "a.mp4", Frames(26, 25.0, [source.read(0, range(26))]))
+    return out
+
+
+def recipe_of(videos: Path, **changes: object) -> Recipe:
+    values: dict[str, object] = {**CHANGES, "data": str(videos)}
+    for name, value in changes.items():
+        old = values.get(name)
+        values[name] = {**old, **value} if isinstance(value, dict) and old else value
+    return Recipe.from_dict(values)
+
+
+def targets(recipe: Recipe, epoch: int, index: int = 0) -> dict[str, torch.Tensor]:
+    """Values and validity of a clip, before normalisation."""
+    source = open_source(recipe.data, recipe.clips)
+    raw = recipe.targets.replace(norm="none")
+    dataset = ClipDataset(recipe, source, tracks=ClipTracks.of(recipe))
+    batch = collate([dataset[epoch, index]], TargetMaker(raw, shuffle=recipe.clips.shuffle),
+                    stored=dataset.tracks is not None)  # fmt: skip
+    assert batch.targets is not None
+    assert batch.inline == []
+    found = {name: target.values[0] for name, target in batch.targets.items()}
+    return {**found, "valid": batch.targets["position"].valid[0]}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shuffle", ["none", "both"])
+def test_targets_are_those_made_inline(videos: Path, store: Path, flip: bool, shuffle: str) -> None:
+    gaps, agree, shapes = [], [], []
+    for epoch in range(4):
+        recipe = recipe_of(videos, clips={"flip": flip, "shuffle": shuffle})
+        inline = targets(recipe, epoch)
+        stored = targets(recipe.replace(tracks=str(store)), epoch)
+        both = (inline["valid"] & stored["valid"]).flatten()
+        agree.append((inline["valid"] == stored["valid"]).float().mean())
+        apart = (inline["position"] - stored["position"]).abs().unflatten(1, (4, -1)).flatten(0, 1)
+        gaps.append(apart[both])
+        shapes.append((inline["shape"] == stored["shape"]).float().mean())
+    gap = torch.cat(gaps)
+    assert gap.median() < 0.125, "the store's step; the crop is at most 1.2 times the frame's scale"
+    assert gap.quantile(0.9) < 0.6
+    assert torch.stack(agree).mean() > 0.97
+    assert torch.stack(shapes).mean() > 0.85, "most points fall in the same cell"
+
+
+def test_seeds_on_the_grid_are_within_half_a_step(videos: Path, store: Path) -> None:
+    """A crop of the frame's own scale, whose corner is a multiple of the grid, needs no
+    interpolation.
+    """
+    recipe = recipe_of(videos)
+    config = recipe.targets
+    held = ClipTracks.of(recipe.replace(tracks=str(store)))
+    source = open_source(recipe.data, recipe.clips)
+    motion = MotionTargets(config)
+    frames = source.read(0, motion.plan.frames)
+    box, every = torch.tensor([16.0, 8.0, 64.0, 64.0]), torch.arange(4 * 16)
+    assert held is not None
+    read = held.read(source, 0, motion.plan, (80, 104), box, False, every, None)
+    assert read is not None
+    points, moves, visible, _ = read
+    raw = MotionTargets(config.replace(norm="none"))
+    made = raw(frames, crop=box)["position"]
+    expected = made.values.reshape(moves.shape)
+    assert (moves - expected).abs().max() <= 0.0625 + 1e-5
+    assert (points[:, 1:] - points[:, :-1] - moves).abs().max() < 1e-4
+    assert torch.equal(visible.view(made.valid.shape), made.valid)
+
+
+def test_look_up_is_bilinear_and_mirrors() -> None:
+    """Displacements that are linear in place are met everywhere between the points."""
+    gy, gx, grid, step = 5, 6, 8, 0.125
+    y, x = np.mgrid[:gy, :gx]
+    field = np.zeros((1, 2, gy, gx, 2), np.int16)
+    field[0, ..., 0], field[0, ..., 1] = 4 * x - 8 * y, 3 * y
+    rng = np.random.default_rng(0)
+    seeds = np.stack([rng.uniform(4, 44, 50), rng.uniform(4, 36, 50)], 1).astype(np.float32)
+    rows = np.zeros(50, np.intp)
+    common = {"grid": grid, "step": step, "size": (40, 48)}
+    moves = look_up(field, None, seeds, rows, **common).displacements.numpy()
+    u, v = (seeds - 4).T / 8
+    np.testing.assert_allclose(moves[:, 1, 0], (4 * u - 8 * v) * step, atol=1e-5)
+    np.testing.assert_allclose(moves[:, 0, 1], 3 * v * step, atol=1e-5)
+    mirrored = seeds.copy()
+    mirrored[:, 0] = 47 - seeds[:, 0]
+    flipped = look_up(field, None, mirrored, rows, mirrored=True, **common)
+    np.testing.assert_allclose(flipped.displacements.numpy() * [-1, 1], moves, atol=1e-5)
+    usable = np.ones((1, gy, gx), bool)
+    usable[0, 0, 0] = False
+    near = look_up(field * 0, usable, np.float32([[5, 6], [9, 6]]), rows[:2], **common)
+    assert near.visible.tolist() == [False, True]
+    edge = look_up(field * 0, None, np.float32([[0.5, 0.5], [0, 5]]), rows[:2], **common)
+    assert edge.visible.tolist() == [True, False]
+
+
+def test_a_video_that_is_missing_is_computed_and_counted(videos: Path, store: Path) -> None:
+    recipe = recipe_of(videos, tracks=str(store))
+    source = open_source(recipe.data, recipe.clips)
+    dataset = ClipDataset(recipe, source, tracks=ClipTracks.of(recipe))
+    maker = TargetMaker(recipe.targets)
+    batch = collate([dataset[0, 0], dataset[0, 1]], maker, stored=True)
+    assert batch.inline == ["b.mp4"]
+    plain = collate([ClipDataset(recipe, source)[0, 1]], maker)
+    assert batch.targets is not None
+    assert plain.targets is not None
+    assert torch.equal(batch.targets["position"].values[1], plain.targets["position"].values[0])
+    job = Pretraining(recipe)
+    job.check([batch])
+    assert job.about == {"videos": 2, "skipped": 0, "without_tracks": 0, "inline": 1}
+
+
+def test_videos_that_are_missing_are_left_out_if_asked(videos: Path, store: Path) -> None:
+    recipe = recipe_of(
+        videos, tracks=str(store), clips={"missing": "skip"}, train={"batch_size": 1}
+    )
+    job = Pretraining(recipe)
+    assert isinstance(job.source, StoredSource)
+    assert (len(job.source), job.source.name(0), job.left_out) == (1, "a.mp4", 1)
+    assert job.source.label(0) == -1
+    assert job.source.frames(0) == 26
+    assert job.source.read(0, [3]).shape == (1, 3, 80, 104)
+
+
+def test_none_of_the_videos_in_the_store(videos: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(videos, tracks=str(tmp_path / "empty"), clips={"missing": "skip"})
+    Store.create(tmp_path / "empty", track_config(recipe))
+    with pytest.raises(ValueError, match=r"none of the 2 videos.*first is called 'a\.mp4'"):
+        Pretraining(recipe)
+
+
+def test_pretraining_from_tracks_and_through_a_cache(
+    videos: Path, store: Path, tmp_path: Path
+) -> None:
+    cached = recipe_of(videos, cache=str(tmp_path / "cache"))
+    summary = pretrain(cached, tmp_path / "cached", cpu=True)
+    assert summary["inline"] == 0
+    cache = Store(tmp_path / "cache")
+    assert all(name in cache for name in NAMES)
+    assert cache.file("a.mp4").stat().st_size > 0
+    recipe = recipe_of(videos, tracks=str(tmp_path / "cache"))
+    again = pretrain(recipe, tmp_path / "again", cpu=True)
+    assert again["last"]["loss"] == summary["last"]["loss"], "the second epoch reads what is there"
+    assert again["inline"] == 0
+
+
+def test_the_cache_is_written_once(videos: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(videos, cache=str(tmp_path / "cache"))
+    dataset = ClipDataset(
+        recipe, open_source(recipe.data, recipe.clips), tracks=ClipTracks.of(recipe)
+    )
+    first = dataset[0, 0]
+    file = Store(tmp_path / "cache").file("a.mp4")
+    before = file.stat().st_mtime_ns
+    again = dataset[0, 0]
+    dataset[1, 0]
+    assert file.stat().st_mtime_ns == before
+    assert first.tracks is not None
+    assert again.tracks is not None
+    assert all(torch.equal(a, b) for a, b in zip(first.tracks, again.tracks, strict=True))
+
+
+class Longer:
+    """`a.mp4` with other frames than it had."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> str:
+        return "a.mp4"
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def frames(self, index: int) -> int:
+        return 30
+
+    def read(self, index: int, indices: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(len(indices), 3, 80, 104, dtype=torch.uint8)
+
+
+def test_tracks_of_another_video_are_refused(videos: Path, store: Path) -> None:
+    recipe = recipe_of(videos, tracks=str(store))
+    dataset = ClipDataset(recipe, Longer(), tracks=ClipTracks.of(recipe))
+    with pytest.raises(VideoError, match=r"a\.mp4: the store has tracks of 26 frames.*has 30"):
+        dataset[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"region": "crop"}, "targets.region is 'crop'"),
+        ({"targets": ["trajectory", "flow"]}, "names flow, made of flow"),
+        ({"length": 0, "targets": ["hog"]}, "targets.length is 0"),
+    ],
+)
+def test_recipes_that_cannot_be_made_of_tracks(
+    videos: Path, changes: dict[str, object], message: str
+) -> None:
+    targets = {**CHANGES["targets"], **changes}  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=message):
+        recipe_of(videos, tracks="store", targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flow": "tvl1"}, "flow is 'dis' there, 'tvl1' here"),
+        ({"bound": 10.0}, "bound is 20.0 there, 10.0 here"),
+        ({"length": 5}, "length is 4 there, 5 here"),
+        ({"interpolate": False}, "flow_stride is 1 there, 2 here"),
+    ],
+)
+def test_a_store_of_other_tracks_is_refused(
+    videos: Path, store: Path, changes: dict[str, object], message: str
+) -> None:
+    recipe = recipe_of(videos, tracks=str(store), targets=changes)
+    with pytest.raises(StoreError, match=message):
+        ClipTracks.of(recipe)
+
+
+def test_tracks_and_cache_together_are_refused(videos: Path) -> None:
+    with pytest.raises(ConfigError, match="tracks and cache"):
+        recipe_of(videos, tracks="a", cache="b")
+
+
+def test_known_tracks_must_be_of_the_patches(rng: np.random.Generator) -> None:
+    recipe = Recipe.from_dict({**CHANGES, "data": "synthetic"})
+    motion = MotionTargets(recipe.targets)
+    frames = torch.zeros(len(motion.plan.frames), 3, 64, 64, dtype=torch.uint8)
+    box = torch.tensor([0.0, 0, 64, 64])
+    short = (torch.zeros(8, 5, 2), torch.zeros(8, 4, 2), torch.ones(8, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"known has displacements \[1, 8, 4, 2\]"):
+        motion(frames, crop=box, known=short)
