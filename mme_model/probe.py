@@ -27,6 +27,7 @@ from .features import Features, cached_features
 from .finetune_recipe import FinetuneRecipe, ViewConfig
 from .labels import class_names, data_hash, oddities
 from .linear import LinearProbe, ProbeConfig, neighbours, sweep, train_linear
+from .mvit import build_encoder
 from .listed import known_labels, unique_videos
 from .recipe import Recipe, load_recipe
 from .reports import out_folder, write_report
@@ -34,7 +35,6 @@ from .results import Row, figure
 from .runs import versions
 from .scores import Predictions
 from .sources import Source
-from .vit import Encoder
 
 __all__ = ["probe"]
 
@@ -45,7 +45,7 @@ CLIPS, CROPS = 2, 1
 class _Frozen(NamedTuple):
     """An encoder, what made it, and what the tables say of it."""
 
-    encoder: Encoder
+    encoder: nn.Module
     recipe: Recipe | FinetuneRecipe
     said: dict[str, str]
 
@@ -203,7 +203,7 @@ def _frozen(
         for note in weights.notes:
             print(f"note: {note}", file=sys.stderr)
     torch.manual_seed(keys.number(seed, 0, 0, "weights"))
-    encoder = Encoder(known.model, clip)
+    encoder = build_encoder(known.model, clip)
     if state is not None and "norm.weight" not in state:
         encoder.norm = nn.Identity()  # type: ignore[assignment]
     if init == "random":
