@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .finetune_recipe import ClassifierConfig
-from .recipe import ModelConfig
 from .mvit import MViTEncoder, build_encoder
+from .recipe import ModelConfig
 from .vit import ClipShape
 
 __all__ = ["Classifier"]
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
                 f"classifier.drop_patches is {config.drop_patches:g}; must be 0 with backbone "
                 "mvitv2_s, whose tokens are pooled by convolutions and must all be there"
             )
-        self.encoder.norm = nn.Identity()  # type: ignore[assignment]
+        self.encoder.norm = nn.Identity()
         self.fc_norm = nn.LayerNorm(self.encoder.width, eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(self.encoder.width, classes)

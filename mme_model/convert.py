@@ -48,8 +48,8 @@ def load_encoder_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
     -------
     state, facts
         Weights in float32 by an `Encoder`'s keys, with `norm.*` where the file has it (a classifier
-        has not); and its `format`, `kind`, `backbone`, `width`, `depth`, `heads`, `tubelet`, `patch`, `frames`,
-        `size` and `notes`. The kind of foreign files is "encoder".
+        has not); and its `format`, `kind`, `backbone`, `width`, `depth`, `heads`, `tubelet`,
+        `patch`, `frames`, `size` and `notes`. The kind of foreign files is "encoder".
 
     Raises
     ------
@@ -77,7 +77,7 @@ def load_encoder(
     recipe = weights.recipe
     encoder = build_encoder(recipe.model, weights.clip)
     if "encoder.norm.weight" not in weights.state:
-        encoder.norm = torch.nn.Identity()  # type: ignore[assignment]
+        encoder.norm = torch.nn.Identity()
     state = {k.removeprefix("encoder."): v for k, v in weights.state.items()}
     encoder.load_state_dict(fit_state(state, encoder.state_dict(), weights.source))
     return encoder.to(device).eval(), _facts(weights)

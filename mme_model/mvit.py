@@ -98,9 +98,7 @@ class MViTEncoder(nn.Module):
         self.conv_proj, self.pos_encoding = made.conv_proj, made.pos_encoding
         self.blocks, self.norm = made.blocks, made.norm
         for key, values in (("mean", MEAN), ("deviation", STD)):
-            self.register_buffer(
-                key, torch.tensor(values).mul(255).view(3, 1, 1), persistent=False
-            )
+            self.register_buffer(key, torch.tensor(values).mul(255).view(3, 1, 1), persistent=False)
 
     def forward(
         self, clips: Tensor, hidden: Tensor | None = None, token: Tensor | None = None
@@ -177,10 +175,12 @@ class MaskedMViT(nn.Module):
                 for name, width in target_widths(targets).items()
             }
         )
-        for part in (self.mask_token, *(head.weight for head in self.heads.values())):
-            nn.init.trunc_normal_(part, std=0.02)
-        for head in self.heads.values():
-            nn.init.zeros_(head.bias)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        for name, part in self.heads.named_parameters():
+            if name.endswith("weight"):
+                nn.init.trunc_normal_(part, std=0.02)
+            else:
+                nn.init.zeros_(part)
 
     def forward(self, clips: Tensor, masked: Tensor) -> dict[str, Tensor]:
         """Predict.
@@ -213,7 +213,8 @@ class MaskedMViT(nn.Module):
         by_patch = values.unflatten(2, (self.side, self.side, -1))
         by_patch = by_patch.unflatten(1, self.encoder.out).permute(0, 1, 2, 4, 3, 5, 6)
         by_patch = by_patch.flatten(1, 5)
-        return by_patch.gather(1, masked[..., None].expand(-1, -1, by_patch.shape[-1]))
+        chosen: Tensor = by_patch.gather(1, masked[..., None].expand(-1, -1, by_patch.shape[-1]))
+        return chosen
 
 
 def build_encoder(model: ModelConfig, clip: ClipShape) -> Encoder | MViTEncoder:

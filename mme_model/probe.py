@@ -27,8 +27,8 @@ from .features import Features, cached_features
 from .finetune_recipe import FinetuneRecipe, ViewConfig
 from .labels import class_names, data_hash, oddities
 from .linear import LinearProbe, ProbeConfig, neighbours, sweep, train_linear
-from .mvit import build_encoder
 from .listed import known_labels, unique_videos
+from .mvit import build_encoder
 from .recipe import Recipe, load_recipe
 from .reports import out_folder, write_report
 from .results import Row, figure
@@ -205,7 +205,7 @@ def _frozen(
     torch.manual_seed(keys.number(seed, 0, 0, "weights"))
     encoder = build_encoder(known.model, clip)
     if state is not None and "norm.weight" not in state:
-        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        encoder.norm = nn.Identity()
     if init == "random":
         return _Frozen(encoder, known, {"method": "random"})
     assert state is not None

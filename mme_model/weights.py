@@ -101,7 +101,7 @@ def build(
         return build_model(recipe.model, recipe.targets)
     encoder = build_encoder(recipe.model, recipe.targets)
     if not norm:
-        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        encoder.norm = nn.Identity()
     return nn.ModuleDict({"encoder": encoder})
 
 
