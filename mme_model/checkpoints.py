@@ -35,6 +35,7 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from .classifier import Classifier
     from .finetune_recipe import FinetuneRecipe
+    from .mvit import MViTEncoder
     from .vit import Encoder
 
 __all__ = [
@@ -211,7 +212,7 @@ def load_model(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Mo
     """
     from safetensors import safe_open
 
-    from .mme import MaskedMotionEncoder
+    from .mvit import build_model
 
     file = _weights(Path(path))
     try:
@@ -223,7 +224,7 @@ def load_model(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Mo
     if about.get("format") != FORMAT or about.get("kind") != "pretrain":
         raise ValueError(f"{file} is no checkpoint of `mme pretrain` (format {FORMAT})")
     recipe = Recipe.from_json(about["recipe"])
-    model = MaskedMotionEncoder(recipe.model, recipe.targets).to(device)
+    model = build_model(recipe.model, recipe.targets).to(device)
     model.load_state_dict(fit_state(state, model.state_dict(), str(file)))
     return model.eval(), recipe
 
@@ -239,7 +240,7 @@ def load_classifier(
 
 def load_encoder(
     path: str | os.PathLike[str], device: str = "cpu"
-) -> tuple[Encoder, dict[str, Any]]:
+) -> tuple[Encoder | MViTEncoder, dict[str, Any]]:
     """As `convert.load_encoder`: of a checkpoint of any format, with facts about it."""
     from .convert import load_encoder as load
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .finetune_recipe import ClassifierConfig
+from .mvit import MViTEncoder, build_encoder
 from .recipe import ModelConfig
-from .vit import ClipShape, Encoder
+from .vit import ClipShape
 
 __all__ = ["Classifier"]
 
@@ -16,7 +17,8 @@ class Classifier(nn.Module):
     """Clip to the logits of its classes.
 
     Keys: `encoder.patch_embed.*`, `encoder.blocks.*`, `fc_norm.*`, `head.*`. As in VideoMAE the
-    norm stands behind the mean of the tokens, so the encoder's own is left out.
+    norm stands behind the mean of the tokens, so the encoder's own is left out. An MViT's keys are
+    torchvision's below `encoder.`; its class token takes part, but is not pooled (MaskFeat).
 
     Parameters
     ----------
@@ -37,8 +39,13 @@ class Classifier(nn.Module):
         config = config or ClassifierConfig()
         if classes < 1:
             raise ValueError(f"classes is {classes}; must be at least 1")
-        self.encoder = Encoder(model, clip)
-        self.encoder.norm = nn.Identity()  # type: ignore[assignment]
+        self.encoder = build_encoder(model, clip)
+        if isinstance(self.encoder, MViTEncoder) and config.drop_patches:
+            raise ValueError(
+                f"classifier.drop_patches is {config.drop_patches:g}; must be 0 with backbone "
+                "mvitv2_s, whose tokens are pooled by convolutions and must all be there"
+            )
+        self.encoder.norm = nn.Identity()
         self.fc_norm = nn.LayerNorm(self.encoder.width, eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(self.encoder.width, classes)

@@ -92,7 +92,8 @@ def run_info(args: Any) -> int:
 
     recipe = recipe_of(args)
     print(describe(recipe))
-    if recipe.model.size == "base" and set(names(recipe.targets)) == {"position", "shape"}:
+    usual = recipe.model.backbone == "vit" and recipe.model.size == "base"
+    if usual and set(names(recipe.targets)) == {"position", "shape"}:
         table = Table(title="Table 7f: multiply-adds of a clip", title_justify="left")
         for name in ("decoders", "depth", "here", "as the paper counts", "the paper"):
             table.add_column(name, justify="left" if name == "decoders" else "right")

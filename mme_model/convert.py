@@ -19,6 +19,7 @@ from .checkpoints import fit_state
 from .classifier import Classifier
 from .exports import Format, Written, export
 from .finetune_recipe import FinetuneRecipe
+from .mvit import MViTEncoder, build_encoder
 from .vit import Encoder, encoder_shape
 from .weights import Assumed, Weights, build, read_weights
 
@@ -47,8 +48,8 @@ def load_encoder_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
     -------
     state, facts
         Weights in float32 by an `Encoder`'s keys, with `norm.*` where the file has it (a classifier
-        has not); and its `format`, `kind`, `width`, `depth`, `heads`, `tubelet`, `patch`, `frames`,
-        `size` and `notes`. The kind of foreign files is "encoder".
+        has not); and its `format`, `kind`, `backbone`, `width`, `depth`, `heads`, `tubelet`,
+        `patch`, `frames`, `size` and `notes`. The kind of foreign files is "encoder".
 
     Raises
     ------
@@ -62,7 +63,7 @@ def load_encoder_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
 
 def load_encoder(
     path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[Encoder, dict[str, Any]]:
+) -> tuple[Encoder | MViTEncoder, dict[str, Any]]:
     """The encoder of a checkpoint of any format, ready for evaluation, and facts about it.
 
     Its last norm is the identity where the file has none, as a classifier's has.
@@ -74,9 +75,9 @@ def load_encoder(
     """
     weights = read_weights(path, only_encoder=True)
     recipe = weights.recipe
-    encoder = Encoder(recipe.model, weights.clip)
+    encoder = build_encoder(recipe.model, weights.clip)
     if "encoder.norm.weight" not in weights.state:
-        encoder.norm = torch.nn.Identity()  # type: ignore[assignment]
+        encoder.norm = torch.nn.Identity()
     state = {k.removeprefix("encoder."): v for k, v in weights.state.items()}
     encoder.load_state_dict(fit_state(state, encoder.state_dict(), weights.source))
     return encoder.to(device).eval(), _facts(weights)
@@ -110,6 +111,7 @@ def _facts(weights: Weights) -> dict[str, Any]:
     clip, shape = weights.clip, encoder_shape(weights.recipe.model)
     return {
         "format": weights.format,
+        "backbone": weights.recipe.model.backbone,
         "kind": weights.kind,
         **shape._asdict(),
         **{name: getattr(clip, name) for name in ("tubelet", "patch", "frames", "size")},

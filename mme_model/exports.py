@@ -72,9 +72,12 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     OSError
         If `out` cannot be written or is there already (an empty folder may be).
     ValueError
-        If `out` ends as another format's files do.
+        If `out` ends as another format's files do, or the format has no place for the backbone.
     """
     out = Path(out)
+    backbone = weights.recipe.model.backbone
+    if to != "mme" and backbone != "vit":
+        raise ValueError(f"{weights.source} is of backbone {backbone}; {to} holds ViTs alone")
     whole = out.suffix not in (".safetensors", ".pth", ".pt")
     _check_out(out, to, whole)
     kept, left = _fitting(weights, to)
@@ -299,7 +302,12 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         f"This is {what}: a video transformer of {shape.depth} blocks of width {shape.width} with "
         f"{shape.heads} heads, on {clip.frames} frames of {clip.size}×{clip.size} px in patches of "
         f"{clip.tubelet}×{clip.patch}×{clip.patch}. Frames are RGB, normalised by ImageNet's mean "
-        "and deviation. Positions are fixed sinusoids and not among the weights.",
+        "and deviation. "
+        + (
+            "Positions are fixed sinusoids and not among the weights."
+            if weights.recipe.model.backbone == "vit"
+            else "It is MViTv2-S: width and heads are those of its last stage."
+        ),
         "",
         f"Converted from a checkpoint ({weights.origin}).",
         "",

@@ -22,6 +22,7 @@ from .finetune_recipe import FinetuneRecipe
 from .foreign import open_weights
 from .labels import class_names, data_hash, matched, oddities
 from .loading import Loader, Unreadable
+from .mvit import resized_positions
 from .prefetch import prefetched
 from .recipe import Recipe
 from .results import Row, figure, write_row
@@ -362,7 +363,9 @@ def _initialised(model: Classifier, path: str) -> dict[str, Any]:
     state, facts = load_encoder_state(path)
     about = open_weights(path).about
     held = {key: value for key, value in state.items() if not key.startswith("norm.")}
-    model.encoder.load_state_dict(fit_state(held, model.encoder.state_dict(), path))
+    wanted = model.encoder.state_dict()
+    held = resized_positions(held, wanted)
+    model.encoder.load_state_dict(fit_state(held, wanted, path))
     found: dict[str, Any] = {"path": path, **facts}
     if facts.get("kind") == "classifier":
         found["left_out"] = "its head and the norm before it, which are of its own classes, are"

@@ -123,7 +123,9 @@ class FinetuneRecipe(Config):
     """Checkpoint that the encoder starts from; empty: from scratch."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """From videos to views."""
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(drop_path=0.1))
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(drop_path=0.1, last_pooling=True)
+    )
     """The encoder; fields of decoders are not read. Stochastic depth .1 (Table 9)."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """The classifier on it."""

@@ -4,7 +4,7 @@ What the papers call FLOPs are multiply-adds of matrix products: those of linear
 patch embedding and of attention; norms, softmax and activations are left out. Table 7f's figures
 come out when all patches are embedded and the heads run on all tokens; here only the visible
 patches are embedded, only the masked tokens reach the heads, and the decoder's last block computes
-what these need.
+what these need. Of MViTv2-S, torch counts them in a run without arithmetic, convolutions included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 
 from .masking import masked_count
-from .mme import MaskedMotionEncoder, target_widths
+from .mme import target_widths
+from .mvit import build_encoder, build_model
 from .recipe import ModelConfig, Recipe
 from .vit import HIDDEN, ClipShape, Shape, decoder_shape, encoder_shape, token_grid
 
@@ -35,7 +36,7 @@ class Counts:
     Attributes
     ----------
     run : one forward pass of pre-training, as it runs here.
-    paper : the same as the paper counts it (Table 7f).
+    paper : the same as the paper counts it (Table 7f); of MViTv2-S, which has no row there, `run`.
     encoder : the encoder over all patches: fine-tuning (Tables 1 and 2), classifier left out.
     parameters : of the model that is pre-trained.
     encoder_parameters : of its encoder.
@@ -69,6 +70,22 @@ def count(recipe: Recipe) -> Counts:
     tokens = grid[0] * grid[1] * grid[2]
     masked = masked_count(recipe.mask, grid)
     visible = tokens - masked
+    with torch.device("meta"):
+        network = build_model(model, targets)
+    own = _parameters(network.encoder)
+    if model.backbone != "vit":
+        shown = torch.arange(masked, device="meta")[None]
+        run = _traced(network, targets, shown)
+        return Counts(
+            run=run,
+            paper=run,
+            encoder=encoder_count(model, targets),
+            parameters=_parameters(network),
+            encoder_parameters=own,
+            backbone_parameters=own + (network.encoder.width + 1) * CLASSES,
+            visible=visible,
+            masked=masked,
+        )
     encoder, decoder, widths = encoder_shape(model), decoder_shape(model), target_widths(targets)
     decoders = 1 if model.decoders == "joint" else len(widths)
 
@@ -81,9 +98,6 @@ def count(recipe: Recipe) -> Counts:
     # MLP, ten of twelve products of width x width, and their rows of attention.
     spared = 10 * visible * decoder.width**2 + 2 * visible * tokens * decoder.width
     between = whole - decoders * (spared if decoder.depth else 0)
-    with torch.device("meta"):
-        network = MaskedMotionEncoder(model, targets)
-    own = _parameters(network.encoder)
     return Counts(
         run=visible * embed + between + masked * heads,
         paper=tokens * embed + whole + tokens * heads,
@@ -97,7 +111,14 @@ def count(recipe: Recipe) -> Counts:
 
 
 def encoder_count(model: ModelConfig, clip: ClipShape) -> int:
-    """Multiply-adds of the encoder over all patches of a clip (Tables 1 and 2)."""
+    """Multiply-adds of the encoder over all patches of a clip (Tables 1 and 2).
+
+    MViTv2-S's last stage is pooled in this, as it is in fine-tuning.
+    """
+    if model.backbone != "vit":
+        with torch.device("meta"):
+            encoder = build_encoder(model.replace(last_pooling=True), clip)
+        return _traced(encoder, clip)
     t, h, w = token_grid(clip)
     shape = encoder_shape(model)
     embed = 3 * clip.tubelet * clip.patch**2 * shape.width
@@ -116,8 +137,25 @@ def table7f(recipe: Recipe | None = None) -> list[Row7f]:
 
 def describe(recipe: Recipe) -> str:
     """The counts in lines of text."""
-    counts, decoder = count(recipe), decoder_shape(recipe.model)
-    encoder = encoder_shape(recipe.model)
+    counts = count(recipe)
+    training = (
+        f"fine-tuning: {counts.encoder / 1e9:.1f} G multiply-adds a clip, "
+        f"{counts.encoder_parameters / 1e6:.1f} M parameters "
+        f"({counts.backbone_parameters / 1e6:.1f} M with a classifier of {CLASSES})"
+    )
+    if recipe.model.backbone != "vit":
+        side = recipe.grid[1] if not recipe.model.last_pooling else recipe.grid[1] // 2
+        return "\n".join(
+            (
+                "encoder: MViTv2-S, 16 blocks of width 96 to 768; a linear layer on its "
+                f"{recipe.grid[0]}x{side}x{side} tokens",
+                f"patches of a clip: {counts.visible} visible, {counts.masked} masked; all enter",
+                f"pre-training: {counts.run / 1e9:.1f} G multiply-adds a clip, "
+                f"{counts.parameters / 1e6:.1f} M parameters",
+                training,
+            )
+        )
+    decoder, encoder = decoder_shape(recipe.model), encoder_shape(recipe.model)
     return "\n".join(
         (
             f"encoder: width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}; "
@@ -127,11 +165,18 @@ def describe(recipe: Recipe) -> str:
             f"pre-training: {counts.run / 1e9:.1f} G multiply-adds a clip "
             f"({counts.paper / 1e9:.1f} G as the paper counts), "
             f"{counts.parameters / 1e6:.1f} M parameters",
-            f"fine-tuning: {counts.encoder / 1e9:.1f} G multiply-adds a clip, "
-            f"{counts.encoder_parameters / 1e6:.1f} M parameters "
-            f"({counts.backbone_parameters / 1e6:.1f} M with a classifier of {CLASSES})",
+            training,
         )
     )
+
+
+def _traced(network: torch.nn.Module, clip: ClipShape, *given: torch.Tensor) -> int:
+    """What torch counts of a network that lies on "meta", two for a multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, clip.frames, 3, clip.size, clip.size), *given)
+    return int(counter.get_total_flops()) // 2
 
 
 def _blocks(tokens: int, shape: Shape) -> int:

@@ -17,7 +17,8 @@ from .batch import Batch
 from .data import HeldOut, clip_loader, held_out_batches
 from .inline import TargetMaker
 from .loading import Unreadable
-from .mme import MaskedMotionEncoder, motion_loss, zero_loss
+from .mme import motion_loss, zero_loss
+from .mvit import build_model
 from .prefetch import Clock, prefetched
 from .recipe import Recipe
 from .runs import run
@@ -64,7 +65,7 @@ class Pretraining:
         self.steps_per_epoch = count // batch
         self.steps = recipe.train.steps or recipe.train.epochs * self.steps_per_epoch
         torch.manual_seed(keys.number(recipe.train.seed, 0, 0, "weights"))
-        self.model: nn.Module = MaskedMotionEncoder(recipe.model, recipe.targets)
+        self.model: nn.Module = build_model(recipe.model, recipe.targets)
         self.groups = _groups(self.model, recipe.train.weight_decay)
         self.judged = self.val is not None
         self.metadata: dict[str, str] = {}

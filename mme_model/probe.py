@@ -28,13 +28,13 @@ from .finetune_recipe import FinetuneRecipe, ViewConfig
 from .labels import class_names, data_hash, oddities
 from .linear import LinearProbe, ProbeConfig, neighbours, sweep, train_linear
 from .listed import known_labels, unique_videos
+from .mvit import build_encoder
 from .recipe import Recipe, load_recipe
 from .reports import out_folder, write_report
 from .results import Row, figure
 from .runs import versions
 from .scores import Predictions
 from .sources import Source
-from .vit import Encoder
 
 __all__ = ["probe"]
 
@@ -45,7 +45,7 @@ CLIPS, CROPS = 2, 1
 class _Frozen(NamedTuple):
     """An encoder, what made it, and what the tables say of it."""
 
-    encoder: Encoder
+    encoder: nn.Module
     recipe: Recipe | FinetuneRecipe
     said: dict[str, str]
 
@@ -203,9 +203,9 @@ def _frozen(
         for note in weights.notes:
             print(f"note: {note}", file=sys.stderr)
     torch.manual_seed(keys.number(seed, 0, 0, "weights"))
-    encoder = Encoder(known.model, clip)
+    encoder = build_encoder(known.model, clip)
     if state is not None and "norm.weight" not in state:
-        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        encoder.norm = nn.Identity()
     if init == "random":
         return _Frozen(encoder, known, {"method": "random"})
     assert state is not None

@@ -42,6 +42,9 @@ def is_number(value: object) -> bool:
 class ModelConfig(Config):
     """The video transformer (§3.2, §4, Table 7f). 0 takes what `size` says."""
 
+    backbone: Literal["vit", "mvitv2_s"] = "vit"
+    """ViT, or MViTv2-S with a mask token and no decoder (Table 12), which has a size of its own:
+    fields of sizes, decoders and heads do not apply to it and are refused."""
     size: Literal["tiny", "small", "base", "large"] = "base"
     """ViT-Ti, -S, -B or -L: width, depth and heads below."""
     width: int = number(0, 0, 8192)
@@ -65,6 +68,21 @@ class ModelConfig(Config):
     """Stochastic depth in the encoder, rising to this at the last block."""
     checkpointing: bool = False
     """Recompute a block's activations in the backward pass: less memory, a third more time."""
+    last_pooling: bool = False
+    """MViT: halve the grid in the last stage. Off in MaskFeat's pre-training, where a token stays
+    a patch; on in fine-tuning. A ViT has no such stage."""
+
+    def _check_together(self) -> None:
+        if self.backbone == "vit":
+            return
+        usual, both = ModelConfig(), ("backbone", "drop_path", "checkpointing", "last_pooling")
+        for name in self.to_dict():
+            if name not in both and getattr(self, name) != getattr(usual, name):
+                self._fail(
+                    name,
+                    f"does not apply to backbone {self.backbone}; "
+                    f"must be {getattr(usual, name)!r}, as where it is not given",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ class Row:
 
 def backbone(model: ModelConfig) -> str:
     """Such as "ViT-B", or with width and depth where these are not the size's own."""
+    if model.backbone == "mvitv2_s":
+        return "MViTv2-S"
     shape = encoder_shape(model)
     name = f"ViT-{_LETTERS[model.size]}"
     if shape == SIZES[model.size]:

@@ -75,8 +75,14 @@ SIZES = {
 }
 
 
+MVITV2_S = Shape(768, 16, 8)
+"""MViTv2-S: all its blocks, and the width and heads of the last ones."""
+
+
 def encoder_shape(model: ModelConfig) -> Shape:
     """The encoder's width, depth and heads; ValueError if the heads do not divide the width."""
+    if model.backbone == "mvitv2_s":
+        return MVITV2_S
     size = SIZES[model.size]
     width, heads = model.width or size.width, model.heads or size.heads
     if width % heads:

@@ -22,9 +22,10 @@ from .classifier import Classifier
 from .finetune_recipe import FinetuneRecipe, ViewConfig
 from .foreign import Opened, open_weights
 from .key_maps import Style, canonical, count, names, pick, rows_of_released, style_of
-from .mme import MaskedMotionEncoder, target_widths
+from .mme import target_widths
+from .mvit import build_encoder, build_model
 from .recipe import Recipe
-from .vit import SIZES, Encoder, Shape, sinusoids
+from .vit import SIZES, Shape, sinusoids
 
 __all__ = ["Assumed", "Weights", "build", "read_weights"]
 
@@ -97,10 +98,10 @@ def build(
     if isinstance(recipe, FinetuneRecipe):
         return Classifier(recipe.model, recipe.views, classes, recipe.classifier)
     if kind == "pretrain":
-        return MaskedMotionEncoder(recipe.model, recipe.targets)
-    encoder = Encoder(recipe.model, recipe.targets)
+        return build_model(recipe.model, recipe.targets)
+    encoder = build_encoder(recipe.model, recipe.targets)
     if not norm:
-        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        encoder.norm = nn.Identity()
     return nn.ModuleDict({"encoder": encoder})
 
 
