@@ -51,6 +51,8 @@ class ViewConfig(Config):
     """RandAugment and random resized crops when training; off: the centre."""
     crop_scale: tuple[float, ...] = (0.08, 1.0)
     """Smallest and largest share of the frame's area in a random resized crop (VideoMAE)."""
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    """Smallest and largest ratio of its width to its height (VideoMAE)."""
     randaug_layers: int = number(4, 0, 100)
     """Operations that RandAugment draws, each applied half of the time (VideoMAE: 4); 0: none."""
     randaug_magnitude: float = number(9.0, 0, 10)
@@ -82,11 +84,11 @@ class ViewConfig(Config):
             self._fail("test_crops", "must be 1 or 3")
         if 0 < self.short_side < self.size:
             self._fail("short_side", f"must be 0, or size ({self.size}) or more")
-        scale = self.crop_scale
-        if len(scale) != 2 or not all(is_number(s) for s in scale) or not 0 < scale[0] <= scale[1]:
-            self._fail("crop_scale", "must be two ascending numbers in (0, 1]")
-        if scale[1] > 1:
-            self._fail("crop_scale", "must be two ascending numbers in (0, 1]")
+        for name, high in (("crop_scale", 1.0), ("crop_ratio", 100.0)):
+            pair = getattr(self, name)
+            whole = len(pair) == 2 and all(is_number(value) for value in pair)
+            if not whole or not 0 < pair[0] <= pair[1] <= high:
+                self._fail(name, f"must be two numbers in (0, {high:g}], the smaller first")
 
 
 @dataclass(frozen=True, kw_only=True)

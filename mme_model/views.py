@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["draw_frames", "open_videos", "test_boxes", "test_frames", "test_views"]
 __all__ += ["seeded", "train_view", "train_views"]
 
-RATIOS = (3 / 4, 4 / 3)
-"""Width to height of a random resized crop."""
 ERASED, ERASED_RATIOS = (0.02, 1 / 3), (0.3, 1 / 0.3)
 """Share of the area that random erasing takes, and height to width."""
 TRIES = 10
@@ -247,17 +245,17 @@ def _random_box(height: int, width: int, config: ViewConfig, draw: np.random.Gen
     """A random resized crop's: its area and the logarithm of its ratio are uniform."""
     for _ in range(TRIES):
         area = height * width * draw.uniform(config.crop_scale[0], config.crop_scale[1])
-        ratio = _ratio(RATIOS, draw)
+        ratio = _ratio(config.crop_ratio, draw)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             x, y = int(draw.integers(width - w + 1)), int(draw.integers(height - h + 1))
             return Box(x, y, w, h)
-    w = min(width, round(height * RATIOS[1]))
-    h = min(height, round(width / RATIOS[0]))
+    w = max(1, min(width, round(height * config.crop_ratio[1])))
+    h = max(1, min(height, round(width / config.crop_ratio[0])))
     return Box((width - w) // 2, (height - h) // 2, w, h)
 
 
-def _ratio(bounds: tuple[float, float], draw: np.random.Generator) -> float:
+def _ratio(bounds: tuple[float, ...], draw: np.random.Generator) -> float:
     """One whose logarithm is uniform within those of the bounds."""
     return math.exp(draw.uniform(math.log(bounds[0]), math.log(bounds[1])))
 

@@ -244,6 +244,7 @@ def test_crops_are_of_the_shares_asked_for() -> None:
         ({"crop_scale": [0.5]}, "crop_scale"),
         ({"crop_scale": [0.5, 0.2]}, "crop_scale"),
         ({"crop_scale": [0.5, 1.2]}, "crop_scale"),
+        ({"crop_ratio": [2.0, 1.0]}, "crop_ratio"),
         ({"short_side": 100}, "short_side"),
         ({"test_crops": 2}, "test_crops"),
         ({"frames": 15}, "frames"),
