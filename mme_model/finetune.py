@@ -21,7 +21,7 @@ from .convert import load_encoder_state
 from .finetune_recipe import FinetuneRecipe
 from .foreign import open_weights
 from .labels import class_names, data_hash, matched, oddities
-from .loading import Loader, Unreadable
+from .loading import Loader, Unreadable, leave_cores
 from .mvit import resized_positions
 from .prefetch import prefetched
 from .recipe import Recipe
@@ -87,6 +87,8 @@ class Finetuning:
         self, start: int, rank: int, world: int, device: torch.device
     ) -> Iterator[ViewBatch]:
         """Micro-batches of this process from step `start` on, on the device."""
+        if device.type == "cpu":
+            leave_cores(self.recipe.views.workers)
         train = self.recipe.train
         self._check_even(train.micro_batch or train.batch_size // world)
         loader = train_loader(

@@ -35,7 +35,7 @@ from .order import Key
 if TYPE_CHECKING:
     from .sources import Source
 
-__all__ = ["Loader", "Unreadable", "first_readable", "worker_count"]
+__all__ = ["Loader", "Unreadable", "first_readable", "leave_cores", "worker_count"]
 
 TRIES = 10
 """Unreadable videos in a row at which a clip is given up."""
@@ -100,6 +100,17 @@ def worker_count(asked: int = -1) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     return max(1, ((cores or 1) - 1) // local)
+
+
+def leave_cores(workers: int) -> None:
+    """On a CPU: let torch use the cores of this process that its `workers` leave, at least one.
+
+    More threads than that would take turns with the workers, and both would wait.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    left = max(1, (cores or 1) // local - worker_count(workers))
+    torch.set_num_threads(min(torch.get_num_threads(), left))
 
 
 class Keys(Protocol):

@@ -16,7 +16,7 @@ from . import keys
 from .batch import Batch
 from .data import HeldOut, clip_loader, held_out_batches
 from .inline import TargetMaker
-from .loading import Unreadable
+from .loading import Unreadable, leave_cores
 from .mme import motion_loss, zero_loss
 from .mvit import build_model
 from .prefetch import Clock, prefetched
@@ -78,6 +78,8 @@ class Pretraining:
 
     def batches(self, start: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         """Micro-batches of this process from step `start` on, with targets, on the device."""
+        if device.type == "cpu":
+            leave_cores(self.recipe.clips.workers)
         recipe, train = self.recipe, self.recipe.train
         loader = clip_loader(
             recipe,
