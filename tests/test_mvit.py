@@ -337,3 +337,16 @@ def test_refuses_to_drop_patches() -> None:
 def test_the_vit_is_still_the_usual() -> None:
     with torch.device("meta"):
         assert isinstance(build_model(ModelConfig(), TargetConfig()), MaskedMotionEncoder)
+
+
+def test_bf16_autocast(plain: MaskedMViT) -> None:
+    """Close to float32 over all sixteen blocks."""
+    masked = torch.tensor([[CORNER, 3]])
+    with torch.no_grad():
+        truth = plain(clips_of(), masked)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = plain(clips_of(), masked)
+    for name, predicted in low.items():
+        torch.testing.assert_close(
+            predicted.float(), truth[name], rtol=0.0, atol=0.05 * float(truth[name].abs().max())
+        )
