@@ -18,7 +18,7 @@ from mme_targets.config import Tvl1Config
 from mme_targets.ops.optical_flow import optical_flow, tvl1
 
 AGREE = 0.01
-"""px, mean: a floor in float32 against the reference at a fixed number of iterations (issue 3)."""
+"""px, mean: a floor in float32 against the reference at a fixed number of iterations."""
 FIXED = Tvl1Config(epsilon=0, inner_iterations=15, outer_iterations=2, scales=4)
 QUICK = Tvl1Config(warps=2, inner_iterations=10, outer_iterations=2)
 

@@ -20,7 +20,7 @@ NEAR = 3e-5
 """px, mean, from the CPU floor without SIMD: the same operations in the same order, but for its
 inverse square root of 12 bits and the float32 sum of squares that the stop compares."""
 AGREE = 0.01
-"""px, mean, from the reference in float64 (issue 3)."""
+"""px, mean, from the reference in float64."""
 SHORT = Tvl1Config(
     epsilon=0, scales=2, scale_step=0.7, warps=2, inner_iterations=6, outer_iterations=2
 )
