@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overfit", description=__doc__)
     parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--videos", type=Path, default=ROOT.parent / "shared" / "data" / "videos")
