@@ -11,8 +11,9 @@ from typing import Any
 from mme_targets.cli import Command
 from mme_targets.targets import names
 
+from .finetune_recipe import FINETUNING, load_finetune_recipe
 from .options import add_recipe, changes_of
-from .recipe import Recipe, load_recipe, recipe_names
+from .recipe import PRETRAINING, Recipe, load_recipe, recipe_names
 
 __all__ = ["COMMANDS"]
 
@@ -63,15 +64,18 @@ def _add_recipes(parser: Any) -> None:
 def run_recipes(args: Any) -> int:
     """`mme recipes`."""
     if args.name:
-        print(load_recipe(args.name).to_yaml(), end="")
+        pre = args.name in recipe_names() or args.name.endswith((".yaml", ".yml"))
+        print((load_recipe if pre else load_finetune_recipe)(args.name).to_yaml(), end="")
         return 0
     from importlib.resources import files
 
-    for name in recipe_names():
-        text = (files("mme_model") / "recipes" / f"{name}.yaml").read_text().splitlines()
-        about = " ".join(line.lstrip("# ") for line in itertools.takewhile(_is_comment, text))
-        first = re.split(r"(?<!Fig)\. ", about)[0]
-        print(f"{name:<30} {first.rstrip('.')}")
+    for job, folder in (("mme pretrain", PRETRAINING), ("mme finetune", FINETUNING)):
+        print(f"{job} --recipe")
+        for name in recipe_names(folder):
+            text = files("mme_model").joinpath(f"{folder}/{name}.yaml").read_text().splitlines()
+            about = " ".join(line.lstrip("# ") for line in itertools.takewhile(_is_comment, text))
+            first = re.split(r"(?<!Fig)\. ", about)[0]
+            print(f"  {name:<28} {first.rstrip('.')}")
     return 0
 
 
