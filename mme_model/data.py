@@ -196,7 +196,7 @@ class ClipLoader(Loader[Batch]):
         super().__init__(
             partial(_batch, dataset, maker),
             order,
-            workers=clips.workers,
+            workers=worker_count(clips.workers, computing=maker is not None),
             prefetch=clips.prefetch,
             pin=pin,
             warm=_import_dynamo if maker is not None else None,

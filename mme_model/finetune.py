@@ -21,7 +21,7 @@ from .convert import load_encoder_state
 from .finetune_recipe import FinetuneRecipe
 from .foreign import open_weights
 from .labels import class_names, data_hash, matched, oddities
-from .loading import Loader, Unreadable, leave_cores
+from .loading import Loader, Unreadable, leave_cores, worker_count
 from .mvit import resized_positions
 from .prefetch import prefetched
 from .recipe import Recipe
@@ -87,8 +87,6 @@ class Finetuning:
         self, start: int, rank: int, world: int, device: torch.device
     ) -> Iterator[ViewBatch]:
         """Micro-batches of this process from step `start` on, on the device."""
-        if device.type == "cpu":
-            leave_cores(self.recipe.views.workers)
         train = self.recipe.train
         self._check_even(train.micro_batch or train.batch_size // world)
         loader = train_loader(
@@ -103,7 +101,8 @@ class Finetuning:
             world=world,
             micro_batch=train.micro_batch,
         )
-        return prefetched(loader, lambda batch: batch.to(device), device)
+        with leave_cores(worker_count(self.recipe.views.workers), device):
+            yield from prefetched(loader, lambda batch: batch.to(device), device)
 
     def loss(self, model: nn.Module, batch: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of soft labels: smoothed and, unless both are off, mixed."""

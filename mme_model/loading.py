@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -91,26 +92,40 @@ def _other(videos: int, seed: int, key: Key, tried: Sequence[int]) -> int:
     return place
 
 
-def worker_count(asked: int = -1) -> int:
+def worker_count(asked: int = -1, *, computing: bool = False) -> int:
     """Worker processes of one training process: `asked`, or for -1 one a core that it may use, less
     its own, shared among the training processes of this machine (`LOCAL_WORLD_SIZE`); at least 1.
+
+    `computing`: workers make targets as well, beside a model that trains on the same CPU. Then it
+    is half of the cores, and on two cores one a core: the three take turns, and none waits.
     """
     if asked >= 0:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    return max(1, ((cores or 1) - 1) // local)
+    mine = _cores()
+    if computing:
+        return mine if mine <= 2 else mine // 2
+    return max(1, mine - 1)
 
 
-def leave_cores(workers: int) -> None:
-    """On a CPU: let torch use the cores of this process that its `workers` leave, at least one.
+@contextmanager
+def leave_cores(workers: int, device: torch.device) -> Iterator[None]:
+    """While training on a CPU: keep torch to the cores that its `workers` leave, at least one.
 
-    More threads than that would take turns with the workers, and both would wait.
+    More threads than that would take turns with the workers, and each step would wait for all.
     """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(min(before, max(1, _cores() - workers)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    """Cores of this training process; those of the machine are shared among its processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    left = max(1, (cores or 1) // local - worker_count(workers))
-    torch.set_num_threads(min(torch.get_num_threads(), left))
+    return max(1, (cores or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
 class Keys(Protocol):

@@ -16,7 +16,7 @@ from . import keys
 from .batch import Batch
 from .data import HeldOut, clip_loader, held_out_batches
 from .inline import TargetMaker
-from .loading import Unreadable, leave_cores
+from .loading import Unreadable, leave_cores, worker_count
 from .mme import motion_loss, zero_loss
 from .mvit import build_model
 from .prefetch import Clock, prefetched
@@ -78,8 +78,6 @@ class Pretraining:
 
     def batches(self, start: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         """Micro-batches of this process from step `start` on, with targets, on the device."""
-        if device.type == "cpu":
-            leave_cores(self.recipe.clips.workers)
         recipe, train = self.recipe, self.recipe.train
         loader = clip_loader(
             recipe,
@@ -92,7 +90,8 @@ class Pretraining:
             micro_batch=train.micro_batch or train.batch_size // world,
             tracks=self.tracks,
         )
-        return prefetched(loader, lambda batch: self._prepare(batch, device), device)
+        with leave_cores(worker_count(recipe.clips.workers, computing=True), device):
+            yield from prefetched(loader, lambda batch: self._prepare(batch, device), device)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 7, each head's part, and what predicting zero would cost."""

@@ -139,7 +139,8 @@ class ClipConfig(Config):
     clips: int = number(256, 1, 10**9)
     """Videos of the built-in generator, for `data: synthetic`."""
     workers: int = number(-1, -1, 1024)
-    """Processes that decode (and on a CPU make the targets); -1: one a core, less the trainer's."""
+    """Processes that decode, and on a CPU make the targets; -1: one a core, less the trainer's, but
+    on a CPU half of the cores (on two, both)."""
     prefetch: int = number(2, 1, 64)
     """Batches that each worker prepares ahead."""
     max_unreadable: float = number(0.1, 0, 1)

@@ -16,6 +16,7 @@ import torch
 from test_data import RECIPE, Videos, assert_same, changed
 
 from mme_model.data import ClipLoader, clip_loader, worker_count
+from mme_model.loading import leave_cores
 from mme_targets.video import VideoError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -29,6 +30,22 @@ def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(-1) == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert worker_count(-1) == 1
+
+
+def test_a_trainer_on_a_cpu_leaves_cores_to_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert worker_count(-1, computing=True) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert worker_count(-1, computing=True) == 2
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with leave_cores(2, torch.device("cpu")):
+        assert torch.get_num_threads() == 1
+    with leave_cores(2, torch.device("cuda")):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_a_batch_larger_than_the_data_set() -> None:
