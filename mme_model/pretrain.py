@@ -17,6 +17,7 @@ from .batch import Batch
 from .data import HeldOut, clip_loader, held_out_batches
 from .inline import TargetMaker
 from .loading import Unreadable, leave_cores, worker_count
+from .masking import masked_count
 from .mme import motion_loss, zero_loss
 from .mvit import build_model
 from .prefetch import Clock, prefetched
@@ -46,6 +47,7 @@ class Pretraining:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        masked_count(recipe.mask, recipe.grid)  # before any work, whether it leaves what it must
         self.source = _open(recipe, recipe.data, held_out=False)
         synthetic = recipe.data.split(":")[0] == "synthetic"
         val = recipe.val or ("synthetic" if synthetic else "")
