@@ -21,7 +21,7 @@ from .convert import load_encoder_state
 from .finetune_recipe import FinetuneRecipe
 from .foreign import open_weights
 from .labels import class_names, data_hash, matched, oddities
-from .loading import Loader, Unreadable, leave_cores, worker_count
+from .loading import Loader, Unreadable, beside, worker_count
 from .mvit import resized_positions
 from .prefetch import prefetched
 from .recipe import Recipe
@@ -101,8 +101,8 @@ class Finetuning:
             world=world,
             micro_batch=train.micro_batch,
         )
-        with leave_cores(worker_count(self.recipe.views.workers), device):
-            yield from prefetched(loader, lambda batch: batch.to(device), device)
+        made = prefetched(loader, lambda batch: batch.to(device), device)
+        return beside(worker_count(self.recipe.views.workers), device, made)
 
     def loss(self, model: nn.Module, batch: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of soft labels: smoothed and, unless both are off, mixed."""

@@ -18,7 +18,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from .order import Key
 if TYPE_CHECKING:
     from .sources import Source
 
-__all__ = ["Loader", "Unreadable", "first_readable", "leave_cores", "worker_count"]
+__all__ = ["Loader", "Unreadable", "beside", "first_readable", "leave_cores", "worker_count"]
 
 TRIES = 10
 """Unreadable videos in a row at which a clip is given up."""
@@ -105,6 +105,12 @@ def worker_count(asked: int = -1, *, computing: bool = False) -> int:
     if computing:
         return mine if mine <= 2 else mine // 2
     return max(1, mine - 1)
+
+
+def beside(workers: int, device: torch.device, batches: Iterable[B]) -> Iterator[B]:
+    """`batches` of `workers` processes, torch keeping to the cores that they leave meanwhile."""
+    with leave_cores(workers, device):
+        yield from batches
 
 
 @contextmanager

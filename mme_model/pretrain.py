@@ -16,7 +16,7 @@ from . import keys
 from .batch import Batch
 from .data import HeldOut, clip_loader, held_out_batches
 from .inline import TargetMaker
-from .loading import Unreadable, leave_cores, worker_count
+from .loading import Unreadable, beside, worker_count
 from .masking import masked_count
 from .mme import motion_loss, zero_loss
 from .mvit import build_model
@@ -92,8 +92,8 @@ class Pretraining:
             micro_batch=train.micro_batch or train.batch_size // world,
             tracks=self.tracks,
         )
-        with leave_cores(worker_count(recipe.clips.workers, computing=True), device):
-            yield from prefetched(loader, lambda batch: self._prepare(batch, device), device)
+        made = prefetched(loader, lambda batch: self._prepare(batch, device), device)
+        return beside(worker_count(recipe.clips.workers, computing=True), device, made)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 7, each head's part, and what predicting zero would cost."""
