@@ -147,7 +147,9 @@ def speed(rows: Sequence[Entry]) -> str:
         by_device.setdefault((row["meta"]["kind"], row["meta"]["device"]), []).append(row)
     for (kind, device), group in sorted(by_device.items()):
         newest = max((row["meta"] for row in group), key=lambda meta: meta["date"])
-        threads = f", {newest['threads']} threads, {newest['isa']}" if kind == "cpu" else ""
+        counts = sorted({row["meta"]["threads"] for row in group})
+        threads = f", {' or '.join(map(str, counts))} threads, {newest['isa']}"
+        threads = threads if kind == "cpu" else ""
         parts.append(f"**{device}**{threads}; {origin(group)}.\n")
         first: dict[tuple[str, str], Entry] = {}
         for row in group:
