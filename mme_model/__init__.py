@@ -1,4 +1,6 @@
 """The video transformer that motion targets train; it consumes `mme_targets`.
 
-Only the command line stands here yet; the model and its training are to come.
+One job a file: `pretrain`, `finetune`, `probe`, `evaluate`, `convert`, `reconstruct`; the model is
+in `vit`, `masking`, `mme` (and `mvit`), and `checkpoints` opens what was trained. Nothing is imported
+here, so that the command line starts at once.
 """
