@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Read when Triton kernels are defined, so set before anything imports them.
 import torch
@@ -100,3 +101,39 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str) -> Non
     torch.testing.assert_close(
         actual.double(), expected.double(), atol=absolute, rtol=relative, equal_nan=False
     )
+
+
+@pytest.fixture(scope="session")
+def store_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the small videos that stores are tested with."""
+    from stores import COUNTS
+
+    from mme_targets.files import write_video
+    from mme_targets.synthetic import render_scene
+
+    folder = tmp_path_factory.mktemp("videos")
+    for seed, (name, count) in enumerate(COUNTS.items()):
+        write_video(folder / name, render_scene(count, (48, 64), seed=seed).frames)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store_items(store_videos: Path) -> list[Any]:
+    """The list of them."""
+    from stores import COUNTS
+
+    from mme_targets.store_job import Item
+
+    return [Item(name, str(store_videos / name)) for name in COUNTS]
+
+
+@pytest.fixture(scope="session")
+def store_whole(store_items: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of all of them, made in one go."""
+    from stores import CONFIG
+
+    from mme_targets.store_job import ExtractJob
+
+    out = tmp_path_factory.mktemp("whole") / "store"
+    ExtractJob(out, CONFIG, store_items).run()
+    return out

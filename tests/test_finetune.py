@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import torch
+from jobs import changed, finish
 
 from mme_model import checkpoints, labels
 from mme_model.convert import load_classifier
@@ -23,7 +23,6 @@ from mme_model.recipe import Recipe
 from mme_model.view_data import ViewBatch
 from mme_targets.files import write_video
 
-ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {
     "views": {"clips": 16, "size": 32, "frames": 4, "stride": 1, "repeats": 2, "workers": 0,
               "flip": False},
@@ -35,14 +34,7 @@ SMALL: dict[str, Any] = {
 
 
 def small(**changes: Any) -> FinetuneRecipe:
-    values = json.loads(json.dumps(SMALL))
-    for key, value in changes.items():
-        group, _, name = key.partition("__")
-        if name:
-            values.setdefault(group, {})[name] = value
-        else:
-            values[group] = value
-    return FinetuneRecipe.from_dict(values)
+    return changed(FinetuneRecipe, SMALL, changes)
 
 
 def records(out: Path) -> list[dict[str, float]]:
@@ -53,27 +45,7 @@ def records(out: Path) -> list[dict[str, float]]:
 
 
 def start(recipe: FinetuneRecipe, out: Path, *words: str, processes: int = 1) -> Any:
-    file = out.parent / f"{out.name}.yaml"
-    file.write_text(recipe.to_yaml())
-    launch = [sys.executable, "-m"]
-    if processes > 1:
-        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    return subprocess.Popen(
-        [*launch, "mme_model", "finetune", "--recipe", str(file), "--out", str(out), "--cpu",
-         *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(process: Any) -> str:
-    text, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, text
-    return str(text)
+    return jobs.start("finetune", recipe, out, *words, processes=processes)
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,19 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
-import torch
+from jobs import changed, finish
 
 from mme_model.engine import learning_rate
 from mme_model.errors import TrainingError
 from mme_model.pretrain import Pretraining, pretrain
-from mme_model.recipe import Recipe, TrainConfig, load_recipe
+from mme_model.recipe import Recipe, TrainConfig
 
-ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {
     "clips": {"clips": 12, "workers": 1, "prefetch": 1},
     "targets": {
@@ -37,14 +35,7 @@ SMALL: dict[str, Any] = {
 
 
 def small(**changes: Any) -> Recipe:
-    values = json.loads(json.dumps(SMALL))
-    for key, value in changes.items():
-        group, _, name = key.partition("__")
-        if name:
-            values.setdefault(group, {})[name] = value
-        else:
-            values[group] = value
-    return Recipe.from_dict(values)
+    return changed(Recipe, SMALL, changes)
 
 
 def losses(out: Path, key: str = "loss") -> dict[int, float]:
@@ -54,30 +45,8 @@ def losses(out: Path, key: str = "loss") -> dict[int, float]:
     return {line["step"]: line[key] for line in lines if key in line}
 
 
-def start(
-    recipe: Recipe, out: Path, *words: str, processes: int = 1, **env: str
-) -> subprocess.Popen[str]:
-    file = out.parent / f"{out.name}.yaml"
-    file.write_text(recipe.to_yaml())
-    launch = [sys.executable, "-m"]
-    if processes > 1:
-        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    command = [*launch, "mme_model", "pretrain", "--recipe", str(file), "--out", str(out)]
-    return subprocess.Popen(
-        [*command, "--cpu", "true", *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    text, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, text
-    return text
+def start(recipe: Recipe, out: Path, *words: str, processes: int = 1) -> Any:
+    return jobs.start("pretrain", recipe, out, *words, processes=processes)
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +228,3 @@ def test_only_matrices_decay() -> None:
     assert len(decayed) + len(plain) == len(named)
     assert all(n.endswith("weight") and "norm" not in n for n in decayed)
     assert any("mask_token" in n for n in plain)
-
-
-def test_tiny_loads() -> None:
-    assert load_recipe("tiny").data == "synthetic"
-    assert torch.get_num_threads() >= 1

@@ -6,64 +6,27 @@ import errno
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stores import CONFIG, COUNTS, tree
 
-from mme_model.cli import main
 from mme_targets import optical_flow, trajectories
-from mme_targets.files import write_video
 from mme_targets.ops.camera_motion import flow_and_camera
-from mme_targets.store import Record, Store, StoreError, TrackConfig
+from mme_targets.store import Store, StoreError
 from mme_targets.store_entry import NOT_FINITE
 from mme_targets.store_extract import BLOCK, Frames, extract_frames, extract_video
 from mme_targets.store_job import ExtractJob, Item, records
 from mme_targets.store_locks import Writer
 from mme_targets.store_tools import estimate, merge, summary, verify
 from mme_targets.store_writer import EntryWriter
-from mme_targets.synthetic import render_scene
 from mme_targets.video import VideoError, decode
-
-CONFIG = TrackConfig(flow="dis", camera_motion=False, length=4)
-LINE = ["--flow", "dis", "--camera_motion", "false", "--length", "4"]
-COUNTS = {"a.mp4": 7, "b.mp4": 40, "c.mp4": 1, "d.mp4": 18}
-"""Frames of each video: less than a track, more than a block, one."""
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    for seed, (name, count) in enumerate(COUNTS.items()):
-        write_video(folder / name, render_scene(count, (48, 64), seed=seed).frames)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def items(videos: Path) -> list[Item]:
-    return [Item(name, str(videos / name)) for name in COUNTS]
-
-
-@pytest.fixture(scope="module")
-def whole(items: list[Item], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of all videos, made in one go."""
-    out = tmp_path_factory.mktemp("whole") / "store"
-    ExtractJob(out, CONFIG, items).run()
-    return out
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file, by its place."""
-    found = (p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
-
 
 # --- one video ------------------------------------------------------------------------------------
 
@@ -71,11 +34,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize("camera_motion", [False, True])
 def test_tracks_are_those_of_the_whole_video(
-    items: list[Item], tmp_path: Path, stride: int, camera_motion: bool
+    store_items: list[Item], tmp_path: Path, stride: int, camera_motion: bool
 ) -> None:
     """Whatever the blocks: as if all flow had been computed at once."""
     config = CONFIG.replace(flow_stride=stride, camera_motion=camera_motion)
-    count, path = COUNTS["b.mp4"], items[1].path
+    count, path = COUNTS["b.mp4"], store_items[1].path
     assert count > 2 * BLOCK
     store = Store.create(tmp_path / "store", config)
     solved: list[int] = []
@@ -106,8 +69,8 @@ def test_tracks_are_those_of_the_whole_video(
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_there_is_one_start_a_frame(whole: Path, name: str) -> None:
-    with Store(whole).entry(name) as entry:
+def test_there_is_one_start_a_frame(store_whole: Path, name: str) -> None:
+    with Store(store_whole).entry(name) as entry:
         assert entry.frames == COUNTS[name] == len(entry.tracks(range(entry.frames)).in_view)
 
 
@@ -137,10 +100,10 @@ def test_announced_frames_must_come(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_meanwhile_fails(
-    items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "v.mp4"
-    shutil.copy(items[0].path, path)
+    shutil.copy(store_items[0].path, path)
 
     def grow(count: int) -> None:
         with path.open("ab") as file:
@@ -199,11 +162,11 @@ print(report.made, report.pairs, report.done, report.left)
 
 
 def test_killed_three_times_it_is_the_same_store(
-    items: list[Item], whole: Path, tmp_path: Path
+    store_items: list[Item], store_whole: Path, tmp_path: Path
 ) -> None:
     """In a video, before its line in the journal, and in the middle of that line."""
     out = tmp_path / "store"
-    line = [sys.executable, "-c", textwrap.dedent(KILLED), str(out), *(i.path for i in items)]
+    line = [sys.executable, "-c", textwrap.dedent(KILLED), str(out), *(i.path for i in store_items)]
     ran = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     first, last = ran.stdout.splitlines()
@@ -211,35 +174,37 @@ def test_killed_three_times_it_is_the_same_store(
     made, pairs, done, left = map(int, last.split())
     assert (made, done, left) == (3, 4, 0)
     assert pairs == 17, "of b.mp4, killed while its line was written, nothing is computed again"
-    assert tree(out) == tree(whole)
+    assert tree(out) == tree(store_whole)
 
 
-def test_shards_together_are_the_same_store(items: list[Item], whole: Path, tmp_path: Path) -> None:
+def test_shards_together_are_the_same_store(
+    store_items: list[Item], store_whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "store"
-    first = ExtractJob(out, CONFIG, items, shard=(1, 3)).run()
+    first = ExtractJob(out, CONFIG, store_items, shard=(1, 3)).run()
     assert (first.made, first.left) == (1, 3)
     assert Store(out).index() == []
     assert not summary(Store(out)).complete
-    ExtractJob(out, CONFIG, items, shard=(0, 3)).run()
-    last = ExtractJob(out, CONFIG, items, shard=(2, 3)).run()
+    ExtractJob(out, CONFIG, store_items, shard=(0, 3)).run()
+    last = ExtractJob(out, CONFIG, store_items, shard=(2, 3)).run()
     assert (last.made, last.done, last.left) == (1, 4, 0)
-    assert tree(out) == tree(whole)
+    assert tree(out) == tree(store_whole)
 
 
-def test_nothing_is_done_twice(items: list[Item], whole: Path, tmp_path: Path) -> None:
+def test_nothing_is_done_twice(store_items: list[Item], store_whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    shutil.copytree(whole, out)
-    assert ExtractJob(out, CONFIG, items).left() == []
-    report = ExtractJob(out, CONFIG, items).run()
+    shutil.copytree(store_whole, out)
+    assert ExtractJob(out, CONFIG, store_items).left() == []
+    report = ExtractJob(out, CONFIG, store_items).run()
     assert (report.made, report.done, report.pairs) == (0, 4, 0)
-    assert tree(out) == tree(whole)
+    assert tree(out) == tree(store_whole)
 
 
 def test_a_truncated_or_missing_entry_is_redone(
-    items: list[Item], whole: Path, tmp_path: Path
+    store_items: list[Item], store_whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
-    shutil.copytree(whole, out)
+    shutil.copytree(store_whole, out)
     store = Store(out)
     os.truncate(store.file("b.mp4"), 1000)
     store.file("d.mp4").unlink()
@@ -248,15 +213,15 @@ def test_a_truncated_or_missing_entry_is_redone(
         "b.mp4: its tracks are N bytes; N were written",
         "d.mp4: its tracks are missing",
     ]
-    job = ExtractJob(out, CONFIG, items)
+    job = ExtractJob(out, CONFIG, store_items)
     assert [item.name for item in job.left()] == ["b.mp4", "d.mp4"]
     assert job.run().made == 2
-    assert tree(out) == tree(whole)
+    assert tree(out) == tree(store_whole)
     assert verify(store) == []
 
 
 def test_failures_are_reported_and_tried_again_if_asked(
-    items: list[Item], tmp_path: Path, shared_data: Path
+    store_items: list[Item], tmp_path: Path, shared_data: Path
 ) -> None:
     empty, other = tmp_path / "empty.mp4", tmp_path / "text.mp4"
     empty.touch()
@@ -264,7 +229,7 @@ def test_failures_are_reported_and_tried_again_if_asked(
     broken = shared_data / "videos" / "corrupted.mp4"
     bad = [Item(p.name, str(p)) for p in (empty, other, tmp_path / "gone.mp4", broken)]
     out = tmp_path / "store"
-    report = ExtractJob(out, CONFIG, [bad[0], items[0], *bad[1:]]).run()
+    report = ExtractJob(out, CONFIG, [bad[0], store_items[0], *bad[1:]]).run()
     assert (report.made, report.done, report.left) == (1, 1, 0)
     reasons = dict(report.failed)
     assert list(reasons) == ["empty.mp4", "text.mp4", "gone.mp4", "corrupted.mp4"]
@@ -274,19 +239,19 @@ def test_failures_are_reported_and_tried_again_if_asked(
     assert str(tmp_path) not in "".join(reasons.values())
     assert [r.name for r in Store(out).index() if not r.done] == list(reasons)
     assert ExtractJob(out, CONFIG, bad).left() == []
-    shutil.copy(items[3].path, empty)
+    shutil.copy(store_items[3].path, empty)
     again = ExtractJob(out, CONFIG, bad[:1], retry=True).run()
     assert (again.made, again.failed) == (1, [])
     assert records(Store(out))["empty.mp4"].done
     assert len(Store(out).index()) == 5, "what other lists named stays"
 
 
-def test_a_video_that_changed_since_is_redone(items: list[Item], tmp_path: Path) -> None:
+def test_a_video_that_changed_since_is_redone(store_items: list[Item], tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
-    shutil.copy(items[0].path, path)
+    shutil.copy(store_items[0].path, path)
     job = ExtractJob(tmp_path / "store", CONFIG, [Item("v.mp4", str(path))])
     job.run()
-    shutil.copy(items[3].path, path)
+    shutil.copy(store_items[3].path, path)
     store = Store(tmp_path / "store")
     wrong = verify(store, sources={"v.mp4": str(path)})
     assert [line.split(" its video has ")[1].split()[1] for line in wrong] == ["bytes", "frames;"]
@@ -297,7 +262,7 @@ def test_a_video_that_changed_since_is_redone(items: list[Item], tmp_path: Path)
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(
-    items: list[Item], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_items: list[Item], store_whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "store"
     fsync, calls = os.fsync, [0]
@@ -310,78 +275,80 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        ExtractJob(out, CONFIG, items).run()
+        ExtractJob(out, CONFIG, store_items).run()
     assert len(list(Store(out).files())) == 1
     assert not list((out / "videos").glob("??/.*"))
     monkeypatch.undo()
-    assert ExtractJob(out, CONFIG, items).run().made == 3
-    assert tree(out) == tree(whole)
+    assert ExtractJob(out, CONFIG, store_items).run().made == 3
+    assert tree(out) == tree(store_whole)
 
 
-def test_names_must_differ(items: list[Item], tmp_path: Path) -> None:
+def test_names_must_differ(store_items: list[Item], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"twice or more: a\.mp4"):
-        ExtractJob(tmp_path, CONFIG, [*items, items[0]])
+        ExtractJob(tmp_path, CONFIG, [*store_items, store_items[0]])
     with pytest.raises(ValueError, match="names no video"):
         ExtractJob(tmp_path, CONFIG, [])
     with pytest.raises(ValueError, match="shard is 2/2"):
-        ExtractJob(tmp_path, CONFIG, items, shard=(2, 2))
+        ExtractJob(tmp_path, CONFIG, store_items, shard=(2, 2))
 
 
-def test_a_second_writer_is_refused(items: list[Item], tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(store_items: list[Item], tmp_path: Path) -> None:
     out = tmp_path / "store"
     Store.create(out, CONFIG)
     with Writer(out / "work", (0, 2)):
         who = rf"process {os.getpid()} on .* writes part 0/2"
         for shard in ((0, 2), (0, 1), (1, 3)):
             with pytest.raises(StoreError, match=who):
-                ExtractJob(out, CONFIG, items, shard=shard).run()
-        report = ExtractJob(out, CONFIG, items, shard=(1, 2)).run()
+                ExtractJob(out, CONFIG, store_items, shard=shard).run()
+        report = ExtractJob(out, CONFIG, store_items, shard=(1, 2)).run()
         assert report.made == 2
     (out / "work" / "writer-0-of-7.lock").touch()  # of a run that was killed
-    assert ExtractJob(out, CONFIG, items).run().left == 0
+    assert ExtractJob(out, CONFIG, store_items).run().left == 0
     assert not (out / "work").exists()
 
 
-def test_a_store_of_another_config_is_refused(items: list[Item], whole: Path) -> None:
+def test_a_store_of_another_config_is_refused(store_items: list[Item], store_whole: Path) -> None:
     with pytest.raises(StoreError, match=r"bound is 20\.0 there, 5\.0 here"):
-        ExtractJob(whole, CONFIG.replace(bound=5.0), items).run()
+        ExtractJob(store_whole, CONFIG.replace(bound=5.0), store_items).run()
 
 
-def test_damaged_journal_is_reported(items: list[Item], tmp_path: Path) -> None:
+def test_damaged_journal_is_reported(store_items: list[Item], tmp_path: Path) -> None:
     out = tmp_path / "store"
-    ExtractJob(out, CONFIG, items, shard=(0, 2)).run()
+    ExtractJob(out, CONFIG, store_items, shard=(0, 2)).run()
     journal = out / "work" / "settled-0-of-2.jsonl"
     journal.write_text("{}\n")
     with pytest.raises(StoreError, match="jsonl is damaged"):
-        ExtractJob(out, CONFIG, items, shard=(0, 2)).run()
+        ExtractJob(out, CONFIG, store_items, shard=(0, 2)).run()
 
 
 # --- looking after it -----------------------------------------------------------------------------
 
 
-def test_merging_parts_gives_the_whole(items: list[Item], whole: Path, tmp_path: Path) -> None:
-    for i, some in enumerate((items[:2], items[2:])):
+def test_merging_parts_gives_the_whole(
+    store_items: list[Item], store_whole: Path, tmp_path: Path
+) -> None:
+    for i, some in enumerate((store_items[:2], store_items[2:])):
         ExtractJob(tmp_path / f"part{i}", CONFIG, some).run()
     parts = [tmp_path / "part0", tmp_path / "part1"]
     merge(tmp_path / "all", parts)
-    assert tree(tmp_path / "all") == tree(whole)
+    assert tree(tmp_path / "all") == tree(store_whole)
     merge(tmp_path / "all", parts[:1])
-    assert tree(tmp_path / "all") == tree(whole)
+    assert tree(tmp_path / "all") == tree(store_whole)
     other = CONFIG.replace(bound=5.0)
-    ExtractJob(tmp_path / "other", other, items[:1]).run()
+    ExtractJob(tmp_path / "other", other, store_items[:1]).run()
     with pytest.raises(StoreError, match="bound is"):
         merge(tmp_path / "x", [parts[0], tmp_path / "other"])
-    moved = [Item("a.mp4", items[3].path)]
+    moved = [Item("a.mp4", store_items[3].path)]
     ExtractJob(tmp_path / "moved", CONFIG, moved).run()
     with pytest.raises(StoreError, match=r"different tracks of 'a\.mp4'"):
         merge(tmp_path / "all", [tmp_path / "moved"])
 
 
-def test_verify_computes_again(items: list[Item], whole: Path, tmp_path: Path) -> None:
+def test_verify_computes_again(store_items: list[Item], store_whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    shutil.copytree(whole, out)
+    shutil.copytree(store_whole, out)
     store = Store(out)
-    sources = {item.name: item.path for item in items}
+    sources = {item.name: item.path for item in store_items}
     seen: list[int] = []
     options: dict[str, Any] = {"sources": sources, "config": CONFIG, "sample": 4}
     assert verify(store, progress=seen.append, **options) == []
@@ -406,112 +373,11 @@ def test_verify_computes_again(items: list[Item], whole: Path, tmp_path: Path) -
         verify(store, sample=1)
 
 
-def test_an_estimate_is_near(items: list[Item], whole: Path) -> None:
-    found = estimate(CONFIG, items, device="cpu", solved=4)
+def test_an_estimate_is_near(store_items: list[Item], store_whole: Path) -> None:
+    found = estimate(CONFIG, store_items, device="cpu", solved=4)
     assert (found.videos, found.frames, found.unreadable) == (4, sum(COUNTS.values()), 0)
-    real = sum(r.bytes for r in Store(whole).index())
+    real = sum(r.bytes for r in Store(store_whole).index())
     assert real / 2 < found.bytes < real * 2
     assert found.seconds > 0
     bad = estimate(CONFIG, [Item("x", "/none")], device="cpu")
     assert (bad.frames, bad.unreadable) == (0, 1)
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def test_the_command(
-    videos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = str(tmp_path / "store")
-    assert main(["extract", str(videos), "--out", out, "--dry-run", *LINE]) == 0
-    said = capsys.readouterr().out
-    assert "4 videos in the list, 4 left" in said
-    assert "about 66 frames" in said
-    assert not Path(out).exists()
-    assert main(["extract", str(videos), "--out", out, "--shard", "0/2", *LINE]) == 0
-    assert "2 done, 0 failed, 2 left" in capsys.readouterr().out
-    assert main(["extract", str(videos), "--out", out, "--shard", "1/2", *LINE]) == 0
-    assert tree(Path(out)) == tree(whole)
-    assert main(["store", "info", out]) == 0
-    assert "4 videos, 66 frames" in " ".join(capsys.readouterr().out.split())
-    assert main(["store", "verify", out, "--list", str(videos), "--sample", "2", *LINE]) == 0
-    assert "66 starts read, 2 computed again: all as they should be" in capsys.readouterr().out
-    assert main(["store", "merge", str(tmp_path / "copy"), out]) == 0
-    os.truncate(Store(out).file("a.mp4"), 50)
-    assert main(["store", "verify", out]) == 1
-    assert "wrong: a.mp4" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (["extract", "{videos}", "--out", "{out}", "--shard", "3"], "--shard is '3'"),
-        (["extract", "synthetic", "--out", "{out}"], "names no video files"),
-        (["extract", "{videos}/none", "--out", "{out}"], "there is no such list"),
-        (["store", "info", "{videos}"], "no store of tracks"),
-        (["store", "info", "{out}", "x"], "takes one store"),
-        (["store", "merge", "{out}"], "at least one to take in"),
-    ],
-)
-def test_wrong_usage_says_so(
-    videos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    line: list[str],
-    message: str,
-) -> None:
-    out = tmp_path / "store"
-    assert main([word.format(videos=videos, out=out) for word in line]) == 1
-    assert message in capsys.readouterr().err
-
-
-def test_processes_of_torchrun_divide_the_list(
-    videos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = str(tmp_path / "store")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        assert main(["extract", str(videos), "--out", out, *LINE]) == 0
-    assert tree(Path(out)) == tree(whole)
-
-
-# --- Ray ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    """Ray on this machine, with two workers."""
-    import ray
-
-    package = str(Path(__file__).parent.parent)
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": package, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.slow
-def test_on_ray_with_a_worker_killed(
-    cluster: None, items: list[Item], whole: Path, tmp_path: Path
-) -> None:
-    """The worker dies in its first video; another takes its part over."""
-    from mme_targets.store_ray import on_ray
-
-    class Killed(ExtractJob):
-        def settle(self, store: Store, item: Item, *_: Any) -> Record:
-            mark = self.out.parent / "killed"
-            if item.name == "b.mp4" and not mark.exists():
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().settle(store, item)
-
-    out = tmp_path / "store"
-    report = Killed(out, CONFIG, items).run(many=on_ray("local"))
-    assert (tmp_path / "killed").exists()
-    assert (report.made, report.done, report.left) == (4, 4, 0)
-    assert tree(out) == tree(whole)
