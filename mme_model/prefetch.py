@@ -3,6 +3,8 @@
 A thread takes batches from the loader, copies them to the device and launches their targets on a
 stream of its own; the stream that trains waits for them by an event, never the host. On a CPU the
 loader's processes have made the targets already, and batches pass as they are.
+
+What is for a GPU here has not run on one yet.
 """
 
 from __future__ import annotations
