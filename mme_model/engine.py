@@ -163,8 +163,8 @@ class _Run:
         sums.add("stop", float(self.stop))
         total = sums.reduce(self.acc)
         if not math.isfinite(total["loss"]):
-            self._not_finite(total["loss"], seen)
-        norm = self._update()
+            self._not_finite("loss", total["loss"], seen)
+        norm = self._update(seen)
         step_time = time.perf_counter() - began
         self.step += 1
         record: dict[str, float] = {
@@ -172,8 +172,7 @@ class _Run:
             "epoch": (self.step - 1) // self.job.steps_per_epoch,
         }
         record |= {k: v for k, v in total.items() if k.startswith("loss")}
-        record |= {"lr": rate, "clips_per_second": config.batch_size / step_time}
-        record |= {} if norm is None else {"grad_norm": norm}
+        record |= {"lr": rate, "grad_norm": norm, "clips_per_second": config.batch_size / step_time}
         record |= self._seconds(seen, step_time, wait)
         if total["skipped"]:
             self._skip([pair for b in seen for pair in b.skipped])
@@ -182,10 +181,14 @@ class _Run:
         self._due(record, stopping=total["stop"] > 0)
         return record
 
-    def _update(self) -> float | None:
-        norm = None
-        if self.config.clip_grad:
-            norm = float(self.acc.clip_grad_norm_(self.model.parameters(), self.config.clip_grad))
+    def _update(self, seen: list[Any]) -> float:
+        """Clip and step; the norm of the gradient, which must be finite before it reaches weights
+        (but in fp16, where the scaler passes over such a step).
+        """
+        largest = self.config.clip_grad or math.inf
+        norm = float(self.acc.clip_grad_norm_(self.model.parameters(), largest))
+        if not math.isfinite(norm) and not self.acc.scaler:
+            self._not_finite("gradient's norm", norm, seen)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
@@ -255,12 +258,12 @@ class _Run:
         counted = total.pop("count")
         return {k: v / counted for k, v in total.items()} if counted else {}
 
-    def _not_finite(self, loss: float, seen: list[Any]) -> None:
+    def _not_finite(self, what: str, value: float, seen: list[Any]) -> None:
         names = self._gathered([name for batch in seen for name in batch.names])
         kept = checkpoints.latest(self.out)
         good = f"the last good checkpoint is {kept.path}" if kept else "there is no checkpoint yet"
         raise TrainingError(
-            f"the loss of step {self.step + 1} is {loss}; {good}. Its clips were from:\n  "
+            f"the {what} of step {self.step + 1} is {value}; {good}. Its clips were from:\n  "
             + "\n  ".join(dict.fromkeys(names))
         )
 

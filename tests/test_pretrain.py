@@ -131,8 +131,9 @@ def test_sigterm_saves_and_the_run_goes_on(whole: Path, tmp_path: Path) -> None:
     assert losses(out) == losses(whole)
 
 
-def test_a_loss_that_is_no_number_names_the_clips(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["loss", "gradient's norm"])
+def test_what_is_no_number_stops_before_the_weights_and_names_the_clips(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     calls = {"n": 0}
@@ -141,12 +142,16 @@ def test_a_loss_that_is_no_number_names_the_clips(
     def breaks(self: Pretraining, model: Any, batch: Any) -> Any:
         total, parts = real(self, model, batch)
         calls["n"] += 1
-        return (total * math.nan if calls["n"] == 5 else total), parts
+        if calls["n"] == 5:
+            # The second is finite, and its slope is 0 · ∞.
+            total = total * math.nan if what == "loss" else total + (total * 0).sqrt() * 0
+        return total, parts
 
     monkeypatch.setattr(Pretraining, "loss", breaks)
     # Held-out clips are measured by the same function: none here, so that calls count steps.
     monkeypatch.setattr(Pretraining, "held_out", lambda *_: iter(()))
-    with pytest.raises(TrainingError, match=r"the loss of step 5 is nan.*step-000000004") as caught:
+    message = rf"the {what} of step 5 is nan.*step-000000004"
+    with pytest.raises(TrainingError, match=message) as caught:
         pretrain(small(clips__workers=0), out, cpu=True)
     assert "synthetic" in str(caught.value)
     assert len(losses(out)) == 4
