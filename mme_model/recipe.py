@@ -67,7 +67,7 @@ class ModelConfig(Config):
     drop_path: float = number(0.0, 0, 1)
     """Stochastic depth in the encoder, rising to this at the last block."""
     checkpointing: bool = False
-    """Recompute a block's activations in the backward pass: less memory, a third more time."""
+    """Recompute a block's activations in the backward pass: less memory, more time."""
     last_pooling: bool = False
     """MViT: halve the grid in the last stage. Off in MaskFeat's pre-training, where a token stays
     a patch; on in fine-tuning. A ViT has no such stage."""
