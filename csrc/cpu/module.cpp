@@ -20,21 +20,23 @@ namespace {
 struct Variant {
   std::string name;
   const Kernels *trajectories, *descriptors, *patch_norm, *optical_flow;
+  const CameraKernels* camera_motion;
 };
 
 // What was built and this processor can run, best last.
 std::vector<Variant> variants() {
   std::vector<Variant> list{{"baseline", &baseline::kTrajectories, &baseline::kDescriptors,
-                             &baseline::kPatchNorm, &baseline::kOpticalFlow}};
+                             &baseline::kPatchNorm, &baseline::kOpticalFlow,
+                             &baseline::kCameraMotion}};
 #if defined(MME_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
-                    &avx2::kOpticalFlow});
+                    &avx2::kOpticalFlow, &avx2::kCameraMotion});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.push_back({"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm,
-                      &avx512::kOpticalFlow});
+                      &avx512::kOpticalFlow, &avx512::kCameraMotion});
     }
   }
 #endif
@@ -121,6 +123,40 @@ bool optical_flow(uintptr_t frames, bool is_u8, long channels, long height, long
       pointer<float>(out), pointer<int64_t>(work), threads);
 }
 
+bool surf_points(uintptr_t frames, long count, long height, long width, int octaves,
+                 float threshold, long most, uintptr_t places, uintptr_t sides, uintptr_t strengths,
+                 uintptr_t found, int threads) {
+  return active().camera_motion->surf_points(pointer<const uint8_t>(frames), count, height, width,
+                                             octaves, threshold, most, pointer<float>(places),
+                                             pointer<float>(sides), pointer<float>(strengths),
+                                             pointer<int64_t>(found), threads);
+}
+
+bool surf_descriptors(uintptr_t frames, long count, long height, long width, uintptr_t places,
+                      uintptr_t sides, uintptr_t found, long stride, long room, uintptr_t falloff,
+                      uintptr_t disc, uintptr_t compass, bool upright, bool extended,
+                      uintptr_t directions, uintptr_t out, int threads) {
+  return active().camera_motion->surf_descriptors(
+      pointer<const uint8_t>(frames), count, height, width, pointer<const float>(places),
+      pointer<const float>(sides), pointer<const int64_t>(found), stride, room,
+      pointer<const float>(falloff), pointer<const float>(disc), pointer<const float>(compass),
+      upright, extended, pointer<float>(directions), pointer<float>(out), threads);
+}
+
+bool corners(uintptr_t frames, long count, long height, long width, float quality, long candidates,
+             long most, uintptr_t places, uintptr_t found, int threads) {
+  return active().camera_motion->corners(pointer<const uint8_t>(frames), count, height, width,
+                                         quality, candidates, most, pointer<float>(places),
+                                         pointer<int64_t>(found), threads);
+}
+
+void warp(uintptr_t first, uintptr_t second, bool is_u8, uintptr_t homographies, long count,
+          long height, long width, int border, uintptr_t out, int threads) {
+  active().camera_motion->warp(pointer<const void>(first), pointer<const void>(second), is_u8,
+                               pointer<const double>(homographies), count, height, width, border,
+                               pointer<float>(out), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -132,6 +168,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("windows", &windows, release);
   m.def("patch_norm", &patch_norm, release);
   m.def("optical_flow", &optical_flow, release);
+  m.def("surf_points", &surf_points, release);
+  m.def("surf_descriptors", &surf_descriptors, release);
+  m.def("corners", &corners, release);
+  m.def("warp", &warp, release);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");
   m.def(
       "use_isa", [](const std::string& name) { active() = choose(name); },

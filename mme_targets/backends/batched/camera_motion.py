@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import native, unavailable
 from ..reference import camera_motion as reference
 from ..reference.camera_motion import BORDER, SMALLEST_SIDE, Settings
 from ..reference.optical_flow import in_parallel
@@ -47,7 +48,7 @@ def estimate(
     From their unclipped flow [P, 2, H, W]; `pairs` are int64 on the frames' device.
     """
     levels, shape = rounded(greys), (greys.shape[1], greys.shape[2])
-    at, corner = matches.corners(levels)
+    at, corner = _corners(levels)
     found = _points(levels, settings)
     part = PAIRS if greys.device.type == "cpu" else max(len(pairs), 1)
     sources, targets, kept = [], [], []
@@ -73,13 +74,30 @@ def estimate(
     return motion._replace(homographies=identity.where(exact, motion.homographies))
 
 
+def _has_kernels(frames: torch.Tensor) -> bool:
+    """Whether the cpu floor's kernels take these frames: what they return is the same."""
+    return frames.device.type == "cpu" and unavailable("cpu", "cpu") is None
+
+
+def _corners(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corners [F, K, 2] and which there are [F, K]."""
+    if not _has_kernels(levels):
+        return matches.corners(levels)
+    return native.corners(
+        levels, quality=matches.QUALITY, candidates=matches.CANDIDATES, most=matches.CORNERS
+    )
+
+
 def _points(
     levels: torch.Tensor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Interest points [F, K, 2], their descriptors [F, K, D], and which there are [F, K]."""
     detector, surf = settings.detector, settings.surf
     if detector == "surf":
-        found = interest_points.surf(levels, surf)
+        if _has_kernels(levels):
+            found = interest_points.Points(*native.surf(levels, surf))
+        else:
+            found = interest_points.surf(levels, surf)
         return found.points, found.descriptors, found.valid
     device = levels.device
     if detector == "corners" or min(levels.shape[1:]) < SMALLEST_SIDE:
@@ -108,6 +126,15 @@ def warp_second(
     first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor
 ) -> torch.Tensor:
     """Second frames [P, H, W] as if the camera had stood still; see `reference.warp_second`."""
+    if _has_kernels(first):
+        return native.warp(first, second, homographies, BORDER)
+    return _warp_second(first, second, homographies)
+
+
+def _warp_second(
+    first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor
+) -> torch.Tensor:
+    """The same in torch operations."""
     height, width = first.shape[1:]
     y, x = torch.meshgrid(
         torch.arange(height, dtype=torch.float64, device=first.device),
