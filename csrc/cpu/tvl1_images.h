@@ -160,7 +160,7 @@ struct Taps {
 #if defined(__AVX512F__)
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     columns = TwoNeighbours(_mm512_sub_epi32((__m512i)x, lanes)), rows = TwoNeighbours((__m512i)y);
-    counted = count < kLanes ? (1u << count) - 1 : 0xffff;
+    counted = count >= kLanes ? 0xffff : (1u << (count > 0 ? count : 0)) - 1;
     near = columns.all(counted) && rows.all(counted);
 #else
     (void)count;
