@@ -1,68 +1,439 @@
-"""Quantised displacements as the small numbers that a store compresses.
+"""Quantised displacements of a store's rows as symbols, and their contexts.
 
 A store keeps tracks by the flow pair that they read, not by their start: row p, plane l holds step
-l of the tracks from frame ``p - l·flow_stride``, one value a grid point and component. The L planes
-of a row read one flow field at points that lie a few px apart, so what differs from plane to plane
-is mostly zero, and a field costs little more than once though six tracks pass through it.
+l of the tracks from frame ``p − l·flow_stride``, one value a grid point and component. The L planes
+of a row read one flow field at points that lie a few px apart: a field costs little more than once
+though six tracks pass through it.
 
-Displacements are whole multiples q of the store's step (1/8 px), |q| < 32768. With ``low`` the
-signed low byte of q (two's complement) and all arithmetic on bytes, wrapping around:
+Displacements are whole multiples q of the store's step (1/8 px), |q| ≤ 32000, as int16 that wrap
+around; ⌊·⌋ floors. With neighbours of the same component to the left, W, and above, N (the only one
+stands for both at the edges, 0 for the first point's), plane 0 is the residuals
 
-    r[p, 0, y, x] = low[p, 0, y, x] − low[p, 0, y − 1, x]      y > 0
-    r[p, 0, 0, x] = low[p, 0, 0, x] − low[p, 0, 0, x − 1]      x > 0
-    r[p, l]       = low[p, l] − low[p, l − 1]                  l > 0
+    a[y, x] = q[0, y, x] − ⌊(W + N) / 2⌋.
 
-``r`` is the array `displacements`, int8. The array `overflow`, int8, is ``(q − low) / 256``: zero
-but where a point moves 16 px or more in one step, and chunks of zeros are not stored.
+Plane l > 0 was read where its track had come to, d = Σ q of the track's steps before (each sum
+kept within ±32000). It is told from plane l − 1, read at d′, by two kinds of symbols a point:
+
+    change    bit c: whether component c of q[l] and q[l − 1] differ; of points that may
+    value     q[l] − b, where they do, x before y; b: plane 0, bilinear, at d
+
+A point may not change if flow was read to the nearest pixel and both tracks certainly stood on one:
+if the four numbers ``⌊d ± l·step/2 + 1/2⌋``, ``⌊d′ ± (l − 1)·step/2 + 1/2⌋`` px are equal in both
+components. Where that fails for any point of a row, the row is marked, and all its points may.
+Planes that no track reaches, l·flow_stride > p, are left out, and read as zeros.
+
+Symbols are bytes. Residuals and values outside ±127, and rare ones, are escaped: their symbol is
+−128, and they themselves are int16 at the row's end, the first one last. The rest of a row is rANS
+(`store_rans`): residuals line by line, then for each l > 0 its changes, then its values, each of
+the lists beginning a step. So the L rows that a start's tracks read are enough to decode them, each
+up to their plane. The context of a symbol, len(v) being how many bits v takes, at most 8:
+
+    residual  level of ``2·w(N) + w(NE) + w(NW)``, w = min(|a|, 63) in the line above, else 0
+    change    min(23, 2·len(|B|) + len(D) + len(G)): |B| the sum of |b − q[l − 1]| of both
+              components, D the larger |d − d′| of the two, G the sum of the |differences| of q[0]
+              to its four neighbours (at the edge, itself) of both
+    value     len(|b − q[l − 1]|) of its component
+
+Tables of all contexts are made for the 256 rows of a shard together. `_cpu` decodes the same.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["decode_steps", "encode_rows", "quantise"]
+from .store_rans import LANES, NONE, Decoder, encode, frequencies, in_steps
 
-Bytes = NDArray[np.int8]
+__all__ = ["CONTEXTS", "Layout", "decode_planes", "decode_rows", "encode_rows", "quantise"]
+
+LEVELS = np.array([1, 2, 4, 7, 12, 18, 26, 40, 70])
+_CHANGES = len(LEVELS) + 1
+_VALUES = _CHANGES + 24
+CONTEXTS = _VALUES + 9
+"""Contexts of residuals, then of changes, then of values."""
+ESCAPE = 128
+FARTHEST = 32000
+"""Steps that a track is followed from its point, so that products stay within int32."""
+_ROWS = 32
+"""Rows that are encoded at once."""
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int32]
+Numbers = NDArray[np.int16]
+_LENGTH = np.array([value.bit_length() for value in range(256)], np.uint8)
 
 
-def quantise(displacements: NDArray[np.float32], step: float) -> NDArray[np.int16]:
+@dataclass(frozen=True)
+class Layout:
+    """What decoding has to know of a store: config and size of the grid of points."""
+
+    stride: int
+    grid: int
+    step: float
+    gy: int
+    gx: int
+
+    @property
+    def scale(self) -> int:
+        """Step, in 2⁻¹⁶ px."""
+        return min(65536, round(self.step * 65536))
+
+    @property
+    def cells(self) -> int:
+        """Step, in 2⁻²² of the grid."""
+        return min(65536, round(self.step / self.grid * 2**22))
+
+    @property
+    def half(self) -> int:
+        """Offset from a point to the edge of the pixel below left, in 2⁻¹⁶ px."""
+        return 65536 if self.grid % 2 else 32768
+
+
+def quantise(displacements: NDArray[np.float32], step: float) -> Numbers:
     """Displacements in whole steps, halves to even."""
-    whole: NDArray[np.int16] = np.rint(displacements * (1 / step)).astype(np.int16)
+    whole: Numbers = np.rint(displacements * (1 / step)).astype(np.int16)
     return whole
 
 
-def encode_rows(rows: NDArray[np.int16]) -> tuple[Bytes, Bytes]:
-    """Rows [P, L, Gy, Gx, 2] of whole steps → residuals and overflow, both int8."""
-    low = rows.astype(np.int8)  # wraps around
-    overflow = ((rows - low) >> 8).astype(np.int8)
-    residuals = low.copy()
-    with np.errstate(over="ignore"):
-        residuals[:, 1:] -= low[:, :-1]
-        residuals[:, 0, 1:] -= low[:, 0, :-1]
-        residuals[:, 0, 0, 1:] -= low[:, 0, 0, :-1]
-    return residuals, overflow
-
-
-def decode_steps(residuals: Bytes, places: NDArray[np.intp], length: int) -> Bytes:
-    """Low bytes of the steps of tracks.
+def encode_rows(
+    rows: Numbers, before: Numbers, first: int, layout: Layout
+) -> tuple[NDArray[np.uint16], list[bytes]]:
+    """Encode the rows of a shard.
 
     Parameters
     ----------
-    residuals : [n, L, Gy, Gx, 2], some rows of a store.
-    places : [S, length], where among them the row lies that step l of start s reads.
-    length : steps wanted, at most L.
+    rows : [P, L, Gy, Gx, 2] whole steps.
+    before : [(L − 1)·flow_stride, L, Gy, Gx, 2], the rows before them; of any content before row 0.
+    first : which row is the first of `rows`.
 
     Returns
     -------
-    [S, length, Gy, Gx, 2] int8.
+    tables : [CONTEXTS, 256] uint16.
+    data : of each row.
     """
-    out: Bytes = residuals[places, 0]
-    np.cumsum(out[:, :, 0], axis=2, dtype=np.int8, out=out[:, :, 0])
-    flat = out.reshape(*out.shape[:3], out.shape[3] * out.shape[4])
-    for y in range(1, out.shape[2]):
-        np.add(flat[:, :, y], flat[:, :, y - 1], out=flat[:, :, y])
-    for step in range(1, length):
-        for plane in range(1, step + 1):
-            out[:, step] += residuals[places[:, step], plane]
+    blocks = []
+    for at in range(0, len(rows), _ROWS):
+        some = np.concatenate([before, rows[at : at + _ROWS]])
+        blocks.append(_Symbols(some, len(before), first + at, layout))
+        before = some[len(some) - len(before) :]
+    counts = sum(block.counts() for block in blocks)
+    tables = np.stack(
+        [
+            frequencies(count, None if _CHANGES <= context < _VALUES else ESCAPE)
+            for context, count in enumerate(np.asarray(counts))
+        ]
+    )
+    return tables, [row for block in blocks for row in block.encoded(tables)]
+
+
+class _Symbols:
+    """Residuals of some rows; row after row, changes and values of each plane; all contexts."""
+
+    def __init__(self, rows: Numbers, skip: int, first: int, layout: Layout) -> None:
+        every = rows.reshape(*rows.shape[:2], layout.gy, 2 * layout.gx)
+        length = rows.shape[1]
+        flat = every[skip:].astype(np.int32)
+        left, above = np.zeros_like(flat[:, 0]), np.zeros_like(flat[:, 0])
+        left[..., 2:], above[:, 1:] = flat[:, 0, :, :-2], flat[:, 0, :-1]
+        left[..., :2], above[:, 0] = above[..., :2], left[:, 0]
+        left[:, 0, :2] = above[:, 0, :2] = 0
+        self.residuals = (flat[:, 0] - ((left + above) >> 1)).astype(np.int16)
+        around = np.zeros_like(flat[:, 0])
+        around[:, 1:] = _around(self.residuals[:, :-1])
+        self.residual_contexts = _levels(around)
+
+        count = len(flat)
+        # Of each row, what its planes need: [(changes, contexts, values, contexts), …].
+        self.planes: list[list[tuple[Bytes, Bytes, Numbers, Bytes]]] = [[] for _ in range(count)]
+        self.marked = np.zeros(count, bool)
+        slopes = _slopes(flat[:, 0])
+        came = np.zeros((len(every), layout.gy, 2 * layout.gx), np.int16)
+        found = []
+        for plane in range(1, length):
+            there = came
+            came = np.zeros_like(there)
+            came[layout.stride :] = _moved(there, every[:, plane - 1])[: -layout.stride]
+            reached = max(0, plane * layout.stride - first)
+            which = slice(min(reached, count), None)
+            old = slice(skip + min(reached, count), None)
+            view = _Plane(layout, plane, flat[which, 0], flat[which, plane - 1], there[old],
+                          came[old], slopes[which])  # fmt: skip
+            steps = flat[which, plane] - flat[which, plane - 1]
+            self.marked[which] |= ((steps != 0) & ~view.may[..., None].repeat(2, -1).reshape(
+                steps.shape)).any(axis=(1, 2))  # fmt: skip
+            found.append((range(count)[which], view, flat[which, plane], steps))
+        for places, view, now, steps in found:
+            for at, row in enumerate(places):
+                self.planes[row].append(view.symbols(at, bool(self.marked[row]), now[at], steps[at]))
+
+    def counts(self) -> NDArray[np.int64]:
+        """[CONTEXTS, 256], how often each symbol comes."""
+        symbols, contexts = [_symbols(self.residuals).ravel()], [self.residual_contexts.ravel()]
+        for changes, by, values, of in (plane for planes in self.planes for plane in planes):
+            symbols += [changes, _symbols(values)]
+            contexts += [by, of]
+        both = np.concatenate(contexts).astype(np.int64) * 256 + np.concatenate(symbols)
+        return np.bincount(both, minlength=CONTEXTS * 256).reshape(CONTEXTS, 256)
+
+    def encoded(self, tables: NDArray[np.uint16]) -> list[bytes]:
+        """The bytes of each row."""
+        symbols, contexts, escapes = [], [], []
+        for row, planes in enumerate(self.planes):
+            residuals = _escaped(self.residuals[row], self.residual_contexts[row], tables)
+            some, by = [in_steps(residuals, 0)], [in_steps(self.residual_contexts[row], NONE)]
+            last = [self.residuals[row][residuals == ESCAPE]]
+            for changes, change_contexts, values, value_contexts in planes:
+                coded = _escaped(values, value_contexts, tables)
+                some += [in_steps(changes, 0), in_steps(coded, 0)]
+                by += [in_steps(change_contexts, NONE), in_steps(value_contexts, NONE)]
+                last.append(values[coded == ESCAPE])
+            symbols.append(np.concatenate(some))
+            contexts.append(np.concatenate(by))
+            escapes.append(np.concatenate(last)[::-1].astype("<i2").tobytes())
+        data = encode(symbols, contexts, tables, self.marked)
+        return [row + last for row, last in zip(data, escapes, strict=True)]
+
+
+class _Plane:
+    """What is known of a plane [n, Gy, 2·Gx] of some rows before it is decoded.
+
+    Parameters
+    ----------
+    first, before : planes 0 and `plane` − 1.
+    there, came : d′ and d, in steps.
+    slopes : of plane 0.
+    """
+
+    def __init__(
+        self, layout: Layout, plane: int, first: Ints, before: Ints, there: Numbers, came: Numbers,
+        slopes: Ints,
+    ) -> None:  # fmt: skip
+        count, pairs = len(first), (len(first), layout.gy, layout.gx, 2)
+        edges = []
+        for moves, steps in ((there, plane - 1), (came, plane)):
+            at = moves.astype(np.int32) * layout.scale + layout.half
+            slack = (steps * layout.scale) >> 1
+            edges += [(at - slack) >> 16, (at + slack) >> 16]
+        same = (edges[0] == edges[1]) & (edges[0] == edges[2]) & (edges[0] == edges[3])
+        self.may = ~same.reshape(pairs).all(-1)
+        self.predicted = _bilinear(layout, first.reshape(pairs), came.reshape(pairs))
+        self._off = np.abs(self.predicted - before.reshape(pairs))
+        apart = np.abs(came.astype(np.int32) - there).reshape(pairs).max(-1)
+        score = 2 * _length(self._off.sum(-1)).astype(np.int32) + _length(apart)
+        score += _length(slopes)
+        self.contexts = (np.minimum(score, _VALUES - _CHANGES - 1) + _CHANGES).astype(np.uint8)
+        self.value_contexts = _length(self._off) + np.uint8(_VALUES)
+        self.count = count
+
+    def symbols(
+        self, row: int, marked: bool, now: Ints, steps: Ints
+    ) -> tuple[Bytes, Bytes, Numbers, Bytes]:
+        """Changes, their contexts, values, their contexts of one row."""
+        may = self.may[row] | marked
+        differs = steps.reshape(*may.shape, 2) != 0
+        changes = (differs[..., 0] + 2 * differs[..., 1]).astype(np.uint8)
+        values = (now.reshape(*may.shape, 2) - self.predicted[row])[differs].astype(np.int16)
+        return changes[may], self.contexts[row][may], values, self.value_contexts[row][differs]
+
+
+def decode_rows(
+    data: Bytes,
+    spans: NDArray[np.int64],
+    tables: NDArray[np.uint16],
+    table: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    depth: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    layout: Layout,
+    out: Numbers,
+) -> None:
+    """Decode rows, by `_cpu` where it is built.
+
+    Parameters
+    ----------
+    data : holds what `encode_rows` made of each row.
+    spans : [2, n], where in it rows begin and end.
+    tables : [t, CONTEXTS, 256], those of some shards.
+    table : [n], which of them each row has.
+    rows : [n], which row of the video each is, ascending.
+    depth : [n], planes wanted of each; where plane l > 0 is, plane l − 1 of the row `flow_stride`
+        before must be.
+    slots : [n, planes], where in `out` each plane goes, or −1.
+    out : [m, Gy, Gx, 2], filled in.
+
+    Raises
+    ------
+    ValueError
+        If the data is damaged in a way that shows.
+    """
+    native = _native()
+    if native is None:
+        parts = [data[begin:end].tobytes() for begin, end in spans.T]
+        planes = decode_planes(parts, tables[table], rows, depth, layout)
+        row, plane = np.nonzero(slots >= 0)
+        out[slots[row, plane]] = planes[row, plane]
+        return
+    arrays = [np.ascontiguousarray(some) for some in (data, *spans, tables, table, rows, depth, slots)]
+    at = [some.ctypes.data for some in arrays]
+    done = native.decode_rows(
+        at[0], at[1], at[2], at[3], len(tables), *at[4:], *slots.shape, layout.stride, layout.gy,
+        layout.gx, layout.scale, layout.cells, layout.half, out.ctypes.data,
+    )  # fmt: skip
+    if not done:
+        raise ValueError("rows cannot be decoded")
+
+
+@cache
+def _native() -> Any:
+    try:
+        return importlib.import_module("mme_targets._cpu")
+    except ImportError:
+        return None
+
+
+def decode_planes(
+    data: Sequence[bytes],
+    tables: NDArray[np.uint16],
+    rows: NDArray[np.int64],
+    depth: NDArray[np.int64],
+    layout: Layout,
+) -> Numbers:
+    """`decode_rows` in NumPy: the reference, and what serves where `_cpu` is not built.
+
+    Parameters
+    ----------
+    data : of each row, as `encode_rows` made it.
+    tables : [n, CONTEXTS, 256], of each row's shard.
+    rows, depth : as there.
+
+    Returns
+    -------
+    [n, most of `depth`, Gy, Gx, 2] int16; of what was not wanted, anything.
+    """
+    count, gy, width = len(data), layout.gy, 2 * layout.gx
+    decoder = Decoder(data, tables)
+    escapes = [np.frombuffer(row[len(row) % 2 :], "<i2")[::-1] for row in data]
+    used = np.zeros(count, np.int64)
+
+    def numbers(symbols: Bytes) -> Numbers:
+        out = symbols.view(np.int8).astype(np.int16)
+        for row in np.flatnonzero((symbols == ESCAPE).any(axis=1)):
+            places = np.flatnonzero(symbols[row] == ESCAPE)
+            out[row, places] = escapes[row][used[row] : used[row] + len(places)]
+            used[row] += len(places)
+        return out
+
+    out = np.zeros((count, int(depth.max(initial=0)), gy, width), np.int16)
+    around = np.zeros((count, width), np.int32)
+    for y in range(gy):
+        residual = numbers(decoder.line(_levels(around)))
+        around = _around(residual)
+        for at in range(0, width, 2):
+            left = out[:, 0, y, at - 2 : at] if at else out[:, 0, y - 1, :2]
+            above = out[:, 0, y - 1, at : at + 2] if y else left
+            guess = (left.astype(np.int32) + above) >> 1 if at or y else 0
+            out[:, 0, y, at : at + 2] = guess + residual[:, at : at + 2]
+
+    slopes = _slopes(out[:, 0].astype(np.int32))
+    came = np.zeros((count, gy, width), np.int16)
+    for plane in range(1, out.shape[1]):
+        which = np.flatnonzero(depth > plane)
+        earlier = np.searchsorted(rows, rows[which] - layout.stride)
+        there = came
+        came = np.zeros_like(there)
+        came[which] = _moved(there[earlier], out[earlier, plane - 1])
+        first, before = out[which, 0].astype(np.int32), out[which, plane - 1].astype(np.int32)
+        view = _Plane(layout, plane, first, before, there[which], came[which], slopes[which])
+        may = view.may | decoder.marked[which, None, None]
+        changes = np.zeros((count, gy, layout.gx), np.uint8)
+        changes[which] = _listed(decoder.line, count, which, may, view.contexts)
+        differs = (changes[which, ..., None] >> np.arange(2, dtype=np.uint8) & 1).astype(bool)
+        values = _listed(lambda by: numbers(decoder.line(by)), count, which, differs,
+                         view.value_contexts)  # fmt: skip
+        now = np.where(differs, view.predicted + values, before.reshape(differs.shape))
+        out[which, plane] = now.reshape(before.shape)
+    return out.reshape(*out.shape[:2], gy, layout.gx, 2)
+
+
+def _listed(
+    decode: Any, count: int, which: NDArray[np.int64], chosen: NDArray[np.bool_], contexts: Bytes
+) -> Any:
+    """What `decode` gives for the chosen of each row `which`, by their contexts; else 0."""
+    sizes = chosen.reshape(len(which), -1).sum(1)
+    listed = np.full((count, int(sizes.max(initial=0))), NONE, np.uint8)
+    for row, size, some, by in zip(which, sizes, chosen, contexts, strict=True):
+        listed[row, :size] = by[some]
+    found = decode(listed)
+    out = np.zeros(chosen.shape, found.dtype)
+    for at, (row, size) in enumerate(zip(which, sizes, strict=True)):
+        out[at][chosen[at]] = found[row, :size]
     return out
+
+
+def _around(residuals: NDArray[Any]) -> Ints:
+    """2·w(N) + w(NE) + w(NW) under lines [..., 2·Gx]."""
+    weights = np.minimum(np.abs(residuals.astype(np.int32)), 63)
+    out: Ints = 2 * weights
+    out[..., :-2] += weights[..., 2:]
+    out[..., 2:] += weights[..., :-2]
+    return out
+
+
+def _levels(around: Ints) -> Bytes:
+    return np.searchsorted(LEVELS, around, side="right").astype(np.uint8)
+
+
+def _length(values: Ints) -> Bytes:
+    """Bits that it takes to write numbers ≥ 0, at most 8."""
+    return _LENGTH[np.minimum(values, 255)]
+
+
+def _slopes(first: Ints) -> Ints:
+    """[n, Gy, Gx]: G of plane 0 [n, Gy, 2·Gx]."""
+    points = first.reshape(*first.shape[:2], -1, 2)
+    sums = np.zeros(points.shape[:3], np.int32)
+    down = np.abs(np.diff(points, axis=1)).sum(-1)
+    across = np.abs(np.diff(points, axis=2)).sum(-1)
+    sums[:, 1:] += down
+    sums[:, :-1] += down
+    sums[:, :, 1:] += across
+    sums[:, :, :-1] += across
+    return sums
+
+
+def _moved(came: Numbers, step: Numbers) -> Numbers:
+    """Where tracks have come to after another step."""
+    sums = came.astype(np.int32) + step
+    return sums.clip(-FARTHEST, FARTHEST).astype(np.int16)
+
+
+def _bilinear(layout: Layout, first: Ints, moves: Numbers) -> Ints:
+    """Plane 0 [n, Gy, Gx, 2] where `moves` lead from its points, to 1/64 of the grid."""
+    count, gy, gx, _ = first.shape
+    cells = (moves.astype(np.int32) * layout.cells) >> 16
+    x = (cells[..., 0] + 64 * np.arange(gx, dtype=np.int32)).clip(0, 64 * (gx - 1))
+    y = (cells[..., 1] + 64 * np.arange(gy, dtype=np.int32)[:, None]).clip(0, 64 * (gy - 1))
+    i, j = x >> 6, y >> 6
+    across, down = (x & 63)[..., None], (y & 63)[..., None]
+    right, below = np.minimum(i + 1, gx - 1), np.minimum(j + 1, gy - 1)
+    row = np.arange(count)[:, None, None]
+    upper = first[row, j, i] * (64 - across) + first[row, j, right] * across
+    lower = first[row, below, i] * (64 - across) + first[row, below, right] * across
+    return (upper * (64 - down) + lower * down + 2048) >> 12
+
+
+def _symbols(numbers: Numbers) -> Bytes:
+    fits = np.abs(numbers.astype(np.int32)) <= 127
+    return np.where(fits, numbers, -ESCAPE).astype(np.int8).view(np.uint8)
+
+
+def _escaped(numbers: Numbers, contexts: Bytes, tables: NDArray[np.uint16]) -> Bytes:
+    """Symbols of numbers; the escape where the table has none."""
+    symbols = _symbols(numbers)
+    return np.where(tables[contexts, symbols] == 0, np.uint8(ESCAPE), symbols)
