@@ -48,7 +48,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .store_rans import LANES, NONE, Decoder, encode, frequencies, in_steps
+from .store_rans import NONE, Decoder, encode, frequencies, in_steps
 
 __all__ = ["CONTEXTS", "Layout", "decode_planes", "decode_rows", "encode_rows", "quantise"]
 
@@ -170,7 +170,9 @@ class _Symbols:
             found.append((range(count)[which], view, flat[which, plane], steps))
         for places, view, now, steps in found:
             for at, row in enumerate(places):
-                self.planes[row].append(view.symbols(at, bool(self.marked[row]), now[at], steps[at]))
+                self.planes[row].append(
+                    view.symbols(at, bool(self.marked[row]), now[at], steps[at])
+                )
 
     def counts(self) -> NDArray[np.int64]:
         """[CONTEXTS, 256], how often each symbol comes."""
@@ -214,7 +216,7 @@ class _Plane:
         self, layout: Layout, plane: int, first: Ints, before: Ints, there: Numbers, came: Numbers,
         slopes: Ints,
     ) -> None:  # fmt: skip
-        count, pairs = len(first), (len(first), layout.gy, layout.gx, 2)
+        pairs = (len(first), layout.gy, layout.gx, 2)
         edges = []
         for moves, steps in ((there, plane - 1), (came, plane)):
             at = moves.astype(np.int32) * layout.scale + layout.half
@@ -229,7 +231,6 @@ class _Plane:
         score += _length(slopes)
         self.contexts = (np.minimum(score, _VALUES - _CHANGES - 1) + _CHANGES).astype(np.uint8)
         self.value_contexts = _length(self._off) + np.uint8(_VALUES)
-        self.count = count
 
     def symbols(
         self, row: int, marked: bool, now: Ints, steps: Ints
@@ -279,7 +280,9 @@ def decode_rows(
         row, plane = np.nonzero(slots >= 0)
         out[slots[row, plane]] = planes[row, plane]
         return
-    arrays = [np.ascontiguousarray(some) for some in (data, *spans, tables, table, rows, depth, slots)]
+    arrays = [
+        np.ascontiguousarray(some) for some in (data, *spans, tables, table, rows, depth, slots)
+    ]
     at = [some.ctypes.data for some in arrays]
     done = native.decode_rows(
         at[0], at[1], at[2], at[3], len(tables), *at[4:], *slots.shape, layout.stride, layout.gy,
@@ -425,7 +428,8 @@ def _bilinear(layout: Layout, first: Ints, moves: Numbers) -> Ints:
     row = np.arange(count)[:, None, None]
     upper = first[row, j, i] * (64 - across) + first[row, j, right] * across
     lower = first[row, below, i] * (64 - across) + first[row, below, right] * across
-    return (upper * (64 - down) + lower * down + 2048) >> 12
+    mixed: Ints = (upper * (64 - down) + lower * down + 2048) >> 12
+    return mixed
 
 
 def _symbols(numbers: Numbers) -> Bytes:

@@ -44,7 +44,7 @@ FORMAT = 2
 TABLE_ROWS = 256
 """Rows that share tables."""
 SHARD = {"rows": 2**19, "begins": 2048, "tables": 8, "in_view": 256, "homographies": 256}
-CHUNK = {"rows": 2**14, "begins": 256, "tables": 1, "in_view": 16, "homographies": 64}
+CHUNK = {"rows": 2**15, "begins": 256, "tables": 1, "in_view": 16, "homographies": 64}
 """Of the first axis; a chunk is what is decompressed at once."""
 TYPES = {"rows": "uint8", "begins": "uint64", "tables": "uint16", "in_view": "uint8",
          "homographies": "float32"}  # fmt: skip
@@ -174,7 +174,7 @@ class Entry:
         steps = self.length if length is None else length
         if not 1 <= steps <= self.length:
             raise StoreError(f"length is {steps}; {self.path} holds tracks of {self.length} steps")
-        first = np.asarray(starts, dtype=np.intp)
+        first = np.asarray(starts, dtype=np.int64)
         if first.size and not (first.min() >= 0 and first.max() < self.frames):
             raise IndexError(
                 f"starts span {first.min()} to {first.max()}; the video has the frames 0 to "
@@ -186,15 +186,15 @@ class Entry:
         chunks, at = _chunks(first, CHUNK["in_view"])
         return Tracks(out, self._gather("in_view", chunks)[at])
 
-    def _displacements(self, first: NDArray[np.intp], steps: int) -> NDArray[np.int16]:
+    def _displacements(self, first: NDArray[np.int64], steps: int) -> NDArray[np.int16]:
         """[S, steps, Gy, Gx, 2]: the rows that these starts' tracks read, and what they need."""
         layout = self._layout
-        starts, again = np.unique(first, return_inverse=True)
+        starts, again = _distinct(first)
         reads = starts[:, None] + np.arange(steps) * self.stride
         real = reads < self.rows
         out = np.empty((len(starts), steps, layout.gy, layout.gx, 2), np.int16)
         out[~real] = 0
-        rows, at = np.unique(reads[real], return_inverse=True)
+        rows, at = _distinct(reads[real])
         if len(rows):
             step = np.broadcast_to(np.arange(steps), reads.shape)[real]
             slots = np.full((len(rows), steps), -1, np.int64)
@@ -205,7 +205,7 @@ class Entry:
             spans = self._gather("begins", chunks)[place].astype(np.int64)
             if (spans[0] > spans[1]).any():
                 raise StoreError(f"{self.path} is damaged: a row ends before it begins")
-            shards, table = np.unique(rows // TABLE_ROWS, return_inverse=True)
+            shards, table = _distinct(rows // TABLE_ROWS)
             tables = self._gather("tables", shards)[:-1]
             data, spans = self._bytes(spans)
             try:
@@ -229,7 +229,7 @@ class Entry:
 
     def homographies(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """[n, 3, 3] of the pairs whose first frames are named; the identity past the end."""
-        wanted = np.asarray(rows, dtype=np.intp)
+        wanted = np.asarray(rows, dtype=np.int64)
         out = np.tile(np.eye(3), (len(wanted), 1, 1))
         inside = (wanted >= 0) & (wanted < self.rows)
         chunks, at = _chunks(wanted[inside], CHUNK["homographies"])
@@ -289,7 +289,7 @@ class Entry:
         index[index[:, 0] != _MISSING, 0] += np.uint64(offset)
         return index
 
-    def _gather(self, name: str, chunks: NDArray[np.intp]) -> NDArray[Any]:
+    def _gather(self, name: str, chunks: NDArray[np.int64]) -> NDArray[Any]:
         """The rows of ascending chunks, one after the other, then a row of zeros.
 
         They lie in memory that the next call for the same array overwrites: fresh pages would take
@@ -353,7 +353,17 @@ def _scratch(name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
     return held[:size].view(kind).reshape(shape)
 
 
-def _chunks(rows: NDArray[np.intp], step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _chunks(rows: NDArray[np.int64], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Chunks of `step` rows that hold `rows`, ascending, and where in them each row lies."""
-    chunks, at = np.unique(rows // step, return_inverse=True)
-    return chunks, at.reshape(rows.shape) * step + rows % step
+    chunks, at = _distinct(rows // step)
+    return chunks, at * step + rows % step
+
+
+def _distinct(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`numpy.unique` with the inverse in the shape of `values`, for numbers close to each other."""
+    if not values.size:
+        return values.ravel(), values
+    least = values.min()
+    held = np.zeros(int(values.max() - least) + 1, np.int64)
+    held[values - least] = 1
+    return np.flatnonzero(held) + least, (np.cumsum(held) - 1)[values - least]

@@ -1,8 +1,8 @@
 """Entropy coding of a store's symbols: rANS with static tables, eight states, in NumPy.
 
-Asymmetric numeral systems in their range variant (Duda 2013, arXiv 1311.2540). A table gives each of
-256 symbols a frequency f of M = 2048 and the sum c of those before it. A state x, 2¹⁵ ≤ x < 2³¹,
-takes a symbol s by
+Asymmetric numeral systems in their range variant (Duda 2013, arXiv 1311.2540). A table gives each
+of 256 symbols a frequency f of M = 2048 and the sum c of those before it. A state x,
+2¹⁵ ≤ x < 2³¹, takes a symbol s by
 
     x ← ⌊x / f⌋·M + c + x mod f,        first giving a 16-bit word away where x ≥ f·2²⁰
 
@@ -150,8 +150,8 @@ class Decoder:
         self._frequency = kinds.astype(np.int64)
         self._below = np.cumsum(self._frequency, axis=2) - self._frequency
         self._symbols = np.zeros((*kinds.shape[:2], TOTAL), np.uint8)
-        for place in np.argwhere(kinds.any(axis=2)):
-            self._symbols[tuple(place)] = np.repeat(np.arange(256), kinds[tuple(place)])
+        for kind, context in np.argwhere(kinds.any(axis=2)).tolist():
+            self._symbols[kind, context] = np.repeat(np.arange(256), kinds[kind, context])
         self.taken = np.zeros(len(data), np.int64)
 
     def line(self, contexts: Bytes) -> Bytes:
@@ -164,11 +164,11 @@ class Decoder:
     def step(self, contexts: Bytes) -> Bytes:
         """The next symbols [n, k ≤ 8], by their contexts [n, k]; none where that is NONE."""
         used = contexts != NONE
-        which = self._kind, np.where(used, contexts, 0)
+        kind, which = self._kind, np.where(used, contexts, 0)
         state = self._state[:, : contexts.shape[1]]
         slot = state & (TOTAL - 1)
-        symbol = self._symbols[(*which, slot)]
-        f, c = self._frequency[(*which, symbol)], self._below[(*which, symbol)]
+        symbol = self._symbols[kind, which, slot]
+        f, c = self._frequency[kind, which, symbol], self._below[kind, which, symbol]
         moved = np.where(used, f * (state >> BITS) + slot - c, state)
         low = used & (moved < _LOW)
         place = self.taken[:, None] + np.cumsum(low, axis=1) - 1

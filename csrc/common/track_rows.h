@@ -17,6 +17,14 @@ constexpr int kEscape = 128;
 struct RowLayout {
   long stride, gy, gx;
   int32_t scale, cells, half;
+
+  // How many bits of a displacement lie below the pixel if steps are 1/2 to 1/256 px, else 0.
+  int shift() const {
+    for (int bits = 1; bits <= 8; ++bits) {
+      if (scale == 65536 >> bits) return bits;
+    }
+    return 0;
+  }
 };
 
 struct Point {
@@ -25,9 +33,7 @@ struct Point {
 
 // Bits that a number >= 0 takes, at most 8.
 MME_FN int length8(int32_t value) {
-  int bits = 0;
-  for (int32_t v = value < 255 ? value : 255; v; v >>= 1) ++bits;
-  return bits;
+  return value > 127 ? 8 : value ? 32 - __builtin_clz(static_cast<uint32_t>(value)) : 0;
 }
 
 MME_FN int32_t magnitude(int32_t value) { return value < 0 ? -value : value; }

@@ -95,7 +95,22 @@ struct Expansion {
 };
 constexpr Expansion kExpansion;
 
+// For each pattern of lanes, those lanes, one after the other.
+struct Compaction {
+  alignas(32) int32_t lane[256][8];
+  constexpr Compaction() : lane() {
+    for (int pattern = 0; pattern < 256; ++pattern) {
+      int next = 0;
+      for (int i = 0; i < 8; ++i) {
+        if (pattern >> i & 1) lane[pattern][next++] = i;
+      }
+    }
+  }
+};
+constexpr Compaction kCompaction;
+
 MME_LANE I load(const void* at) { return _mm256_loadu_si256(static_cast<const I*>(at)); }
+MME_LANE void store(void* at, I value) { _mm256_storeu_si256(static_cast<I*>(at), value); }
 MME_LANE I bytes_at(const uint8_t* at) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
 }
@@ -106,6 +121,12 @@ MME_LANE void put_bytes(I value, uint8_t* out) {
   const __m128i words =
       _mm_packus_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
+}
+
+// Bits that numbers >= 0 take, at most 8: the exponent of a float says it.
+MME_LANE I lengths(I value) {
+  const I bits = _mm256_castps_si256(to_float(vmin(value, set(255))));
+  return vmax(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), set(126)), set(0));
 }
 
 // One step: `left` symbols, if they are less than eight.
@@ -172,6 +193,8 @@ struct Row {
 struct Lists {
   uint8_t *contexts, *symbols, *value_contexts, *values;
   int32_t *points, *predicted, *places;
+  int32_t* pairs[4];  // of each point: where its track is, and that of the plane before; what that
+                      // plane holds; column and row
   int16_t* there;
   long count, changed;
 };
@@ -209,9 +232,9 @@ class Rows {
     return coded_.count - row < kTogether ? coded_.count - row : kTogether;
   }
 
-  // One piece of memory for all; zero, so that what lies past a list's end names a context.
+  // One piece of memory for all.
   bool prepare() {
-    const long field = 2 * points_ + kPast, n = coded_.count;
+    const long field = 2 * points_ + 2 * layout_.gx + kPast, n = coded_.count;
     long size = 0;
     const auto reserve = [&](long bytes) {
       const long at = size;
@@ -222,10 +245,10 @@ class Rows {
     const long rows = reserve(n * sizeof(Row)), fields = reserve(3 * n * field * sizeof(int16_t));
     const long slopes = reserve(n * (points_ + kPast));
     const long narrow = reserve(4 * kTogether * field);
-    const long wide = reserve(3 * kTogether * field * sizeof(int32_t));
+    const long wide = reserve(7 * kTogether * field * sizeof(int32_t));
     const long there = reserve(kTogether * field * sizeof(int16_t));
     const long origins = reserve(field * sizeof(int16_t));
-    memory_ = std::calloc(size + 64, 1);
+    memory_ = std::malloc(size + 64);
     if (!memory_) return false;
     uint8_t* base = static_cast<uint8_t*>(memory_);
     base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
@@ -243,18 +266,22 @@ class Rows {
       row.table = tables_ + coded_.table[i] * kContexts * kTotal;
       row.first = of_rows + 3 * i * field, row.now = row.first + field, row.came = row.now + field;
       row.slopes = base + slopes + i * (points_ + kPast);
+      std::memset(row.came, 0, 2 * points_ * sizeof(int16_t));
       row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
       while (before < i && rows_[before].number < row.number - layout_.stride) ++before;
       const bool found = rows_[before].number == row.number - layout_.stride;
       row.earlier = found ? before : -1;
       if (row.depth > 1 && (!found || rows_[before].depth < row.depth - 1)) return false;
     }
+    // What lies past a list's end must name a context.
+    std::memset(base + narrow, 0, 4 * kTogether * field);
     for (long i = 0; i < kTogether; ++i) {
       Lists& list = lists_[i];
       list.contexts = base + narrow + 4 * i * field, list.symbols = list.contexts + field;
       list.value_contexts = list.symbols + field, list.values = list.value_contexts + field;
-      list.points = reinterpret_cast<int32_t*>(base + wide) + 3 * i * field;
+      list.points = reinterpret_cast<int32_t*>(base + wide) + 7 * i * field;
       list.predicted = list.points + field, list.places = list.predicted + field;
+      for (int k = 0; k < 4; ++k) list.pairs[k] = list.places + (k + 1) * field;
       list.there = reinterpret_cast<int16_t*>(base + there) + i * field;
     }
     origins_ = reinterpret_cast<int16_t*>(base + origins);
@@ -290,7 +317,12 @@ class Rows {
           step(row.table, row.coder, lists_[i].contexts + j, lists_[i].symbols + j, width - j);
         }
       }
-      for (long i = 0; i < count; ++i) first_line(rows_[begin + i], lists_[i], y);
+      for (long i = 0; i < count; ++i) residuals(rows_[begin + i], lists_[i]);
+      if (count == kTogether) {
+        first_lines<kTogether>(begin, y);
+      } else {
+        for (long i = 0; i < count; ++i) first_lines<1>(begin, y, i);
+      }
     }
     for (long i = 0; i < count; ++i) {
       Row& row = rows_[begin + i];
@@ -299,54 +331,85 @@ class Rows {
     }
   }
 
-  // Numbers and weights of a line's residuals, and the line.
-  void first_line(Row& row, Lists& list, long y) {
+  // Numbers and weights of a line's residuals.
+  void residuals(Row& row, Lists& list) const {
     const long width = 2 * layout_.gx;
-    int16_t* residuals = list.there;
-    uint8_t* weights = list.values + 2;
-    int escaped = 0;
+    const uint8_t* __restrict symbols = list.symbols;
+    int16_t* __restrict numbers = list.there;
+    uint8_t* __restrict weights = list.values + 2;
+    uint8_t escaped = 0;
     for (long j = 0; j < width; ++j) {
-      residuals[j] = static_cast<int8_t>(list.symbols[j]);
-      escaped |= list.symbols[j] == kEscape;
-      const int size = residuals[j] < 0 ? -residuals[j] : residuals[j];
+      const int8_t number = static_cast<int8_t>(symbols[j]);
+      const uint8_t size = static_cast<uint8_t>(number < 0 ? -number : number);
+      numbers[j] = number;
+      weights[j] = size < 63 ? size : 63;
+      escaped |= symbols[j] == kEscape;
+    }
+    if (!escaped) return;
+    for (long j = 0; j < width; ++j) {
+      if (symbols[j] != kEscape) continue;
+      numbers[j] = row.coder.escape();
+      const int32_t size = magnitude(numbers[j]);
       weights[j] = static_cast<uint8_t>(size < 63 ? size : 63);
     }
-    if (escaped) {
-      for (long j = 0; j < width; ++j) {
-        if (list.symbols[j] != kEscape) continue;
-        residuals[j] = row.coder.escape();
-        const int size = magnitude(residuals[j]);
-        weights[j] = static_cast<uint8_t>(size < 63 ? size : 63);
-      }
+  }
+
+  // Line y of plane 0 of N rows: each number waits for the one to its left, the rows do not wait
+  // for each other.
+  template <long N>
+  void first_lines(long begin, long y, long skip = 0) const {
+    const long width = 2 * layout_.gx;
+    int16_t *line[N], left[N][2];
+    const int16_t* numbers[N];
+    for (long i = 0; i < N; ++i) {
+      line[i] = rows_[begin + skip + i].first + y * width;
+      numbers[i] = lists_[skip + i].there;
+      for (int c = 0; c < 2; ++c) left[i][c] = y ? line[i][c - width] : int16_t{0};
     }
-    int16_t* line = row.first + y * width;
-    const int16_t* above = y ? line - width : nullptr;
-    int32_t left[2] = {above ? above[0] : 0, above ? above[1] : 0};
     for (long j = 0; j < width; j += 2) {
-      for (int c = 0; c < 2; ++c) {
-        const int32_t guess = (left[c] + (above ? above[j + c] : left[c])) >> 1;
-        left[c] = line[j + c] = static_cast<int16_t>(guess + residuals[j + c]);
+      for (long i = 0; i < N; ++i) {
+        for (int c = 0; c < 2; ++c) {
+          const int16_t above = y ? line[i][j + c - width] : left[i][c];
+          left[i][c] = static_cast<int16_t>(((left[i][c] + above) >> 1) + numbers[i][j + c]);
+          line[i][j + c] = left[i][c];
+        }
       }
     }
   }
 
   // Lengths of what plane 0 differs by from its neighbours.
-  void slopes(Row& row) const {
-    const long gx = layout_.gx, gy = layout_.gy;
-    const auto apart = [&](long a, long b) {
-      return magnitude(row.first[2 * a] - row.first[2 * b]) +
-             magnitude(row.first[2 * a + 1] - row.first[2 * b + 1]);
-    };
-    for (long y = 0; y < gy; ++y) {
-      const long up = y ? gx : 0, down = y + 1 < gy ? gx : 0;
-      for (long x = 0; x < gx; ++x) {
-        const long i = y * gx + x, before = x ? 1 : 0, after = x + 1 < gx ? 1 : 0;
-        const int32_t sum =
-            apart(i, i - before) + apart(i, i + after) + apart(i, i - up) + apart(i, i + down);
-        row.slopes[i] =
-            static_cast<uint8_t>((sum >= 1) + (sum >= 2) + (sum >= 4) + (sum >= 8) + (sum >= 16) +
-                                 (sum >= 32) + (sum >= 64) + (sum >= 128));
+  void slopes(const Row& row) const {
+    const long width = 2 * layout_.gx;
+    for (long y = 0; y < layout_.gy; ++y) {
+      const int16_t* line = row.first + y * width;
+      const int16_t* above = y ? line - width : line;
+      const int16_t* below = y + 1 < layout_.gy ? line + width : line;
+      uint8_t* out = row.slopes + y * layout_.gx;
+      const auto one = [&](long i) {
+        int32_t sum = 0;
+        for (long j = 2 * i; j < 2 * i + 2; ++j) {
+          sum += magnitude(line[j] - above[j]) + magnitude(line[j] - below[j]);
+          if (i) sum += magnitude(line[j] - line[j - 2]);
+          if (j + 2 < width) sum += magnitude(line[j] - line[j + 2]);
+        }
+        out[i] = static_cast<uint8_t>(length8(sum));
+      };
+      long i = 0;
+#if defined(MME_SIMD)
+      // Differences saturate: what is more takes eight bits anyway.
+      one(i++);
+      for (; i + 9 <= layout_.gx; i += 8) {
+        const I here = load(line + 2 * i);
+        const auto apart = [&](const int16_t* other) {
+          return _mm256_min_epu16(_mm256_abs_epi16(_mm256_subs_epi16(here, load(other + 2 * i))),
+                                  _mm256_set1_epi16(255));
+        };
+        const I sums = _mm256_add_epi16(_mm256_add_epi16(apart(above), apart(below)),
+                                        _mm256_add_epi16(apart(line - 2), apart(line + 2)));
+        put_bytes(lengths(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))), out + i);
       }
+#endif
+      for (; i < layout_.gx; ++i) one(i);
     }
   }
 
@@ -398,7 +461,7 @@ class Rows {
 
   // The points that may change.
   void list_points(const Row& row, Lists& list, long plane) const {
-    long count = 0;
+    long count = 0, done = 0;
     const int32_t near = static_cast<int32_t>(plane * layout_.scale) >> 1;
     const int32_t before = static_cast<int32_t>((plane - 1) * layout_.scale) >> 1;
     if (row.coder.marked) {
@@ -407,6 +470,36 @@ class Rows {
     } else {
       long i = 0;
 #if defined(MME_SIMD)
+      if (const int shift = layout_.shift()) {
+        // Steps are a power of two of a pixel: sixteen bits do.
+        const auto edge = [&](int32_t slack) {
+          return _mm256_set1_epi16(static_cast<int16_t>((layout_.half + slack) >> (16 - shift)));
+        };
+        const I offsets[4] = {edge(-near), edge(near), edge(-before), edge(before)};
+        const __m128i by = _mm_cvtsi32_si128(shift);
+        for (; i + 8 <= points_; i += 8) {
+          const I a = load(row.came + 2 * i), b = load(list.there + 2 * i);
+          const auto pixel = [&](I moves, int k) {
+            return _mm256_sra_epi16(_mm256_add_epi16(moves, offsets[k]), by);
+          };
+          const I one = pixel(a, 0);
+          const I same = _mm256_and_si256(_mm256_cmpeq_epi16(one, pixel(a, 1)),
+                                          _mm256_and_si256(_mm256_cmpeq_epi16(one, pixel(b, 2)),
+                                                           _mm256_cmpeq_epi16(one, pixel(b, 3))));
+          const I both = _mm256_cmpeq_epi32(same, set(-1));
+          const int may = ~_mm256_movemask_ps(_mm256_castsi256_ps(both)) & 0xff;
+          if (!may) continue;
+          const I order = load(kCompaction.lane[may]);
+          store(list.points + count, _mm256_add_epi32(order, set(static_cast<int>(i))));
+          const int16_t* const from[4] = {row.came, list.there, row.now, origins_};
+          for (int k = 0; k < 4; ++k) {
+            const I some = _mm256_permutevar8x32_epi32(load(from[k] + 2 * i), order);
+            store(list.pairs[k] + count, some);
+          }
+          count += __builtin_popcount(may);
+        }
+      }
+      done = count;
       const I scale = set(layout_.scale), half = set(layout_.half);
       const auto edges = [&](const int16_t* from) {
         const I moves =
@@ -439,8 +532,16 @@ class Rows {
         if (!stands) list.points[count++] = static_cast<int32_t>(i);
       }
     }
+#if defined(MME_SIMD)
+    for (long j = done; j < count; ++j) {
+      const int16_t* const from[4] = {row.came, list.there, row.now, origins_};
+      for (int k = 0; k < 4; ++k) {
+        std::memcpy(list.pairs[k] + j, from[k] + 2 * list.points[j], sizeof(int32_t));
+      }
+    }
+#endif
     list.count = count;
-    for (long i = count; i % kLanes; ++i) list.points[i] = 0;
+    for (long j = count; j % kLanes; ++j) list.points[j] = 0;
   }
 
   // Predictions and contexts of the points that may change.
@@ -467,21 +568,39 @@ class Rows {
   }
 
 #if defined(MME_SIMD)
-  MME_LANE static I gather(const void* base, I index) {
-    return _mm256_i32gather_epi32(static_cast<const int*>(base), index, 4);
+  // Four points at a time as pairs (x, y) of 32 bits: plane 0 at (x, y), in 1/64 of the grid.
+  MME_LANE I bilinear4(const int16_t* first, __m128i x, __m128i y) const {
+    const __m128i width = _mm_set1_epi32(static_cast<int>(layout_.gx));
+    const __m128i place =
+        _mm_add_epi32(_mm_mullo_epi32(_mm_srli_epi32(y, 6), width), _mm_srli_epi32(x, 6));
+    // The point and the one to its right; past the last column it weighs nothing.
+    const auto pair = [&](__m128i at) {
+      const I found = _mm256_i32gather_epi64(reinterpret_cast<const long long*>(first), at, 4);
+      const I order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1,
+                                       4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+      return _mm256_shuffle_epi8(found, order);
+    };
+    const auto twice = [](__m128i a) {
+      const I wide = _mm256_cvtepu32_epi64(a);
+      return _mm256_or_si256(wide, _mm256_slli_epi64(wide, 32));
+    };
+    const I across = twice(_mm_and_si128(x, _mm_set1_epi32(63)));
+    const I down = twice(_mm_and_si128(y, _mm_set1_epi32(63)));
+    const I weights =
+        _mm256_or_si256(_mm256_sub_epi32(set(64), across), _mm256_slli_epi32(across, 16));
+    const I upper = _mm256_madd_epi16(pair(place), weights);
+    const I lower = _mm256_madd_epi16(pair(_mm_add_epi32(place, width)), weights);
+    const I slope = _mm256_mullo_epi32(_mm256_sub_epi32(lower, upper), down);
+    return _mm256_srai_epi32(
+        _mm256_add_epi32(_mm256_add_epi32(_mm256_slli_epi32(upper, 6), slope), set(2048)), 12);
   }
+
   MME_LANE static I low(I pair) { return _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16); }
   MME_LANE static I high(I pair) { return _mm256_srai_epi32(pair, 16); }
 
-  // Bits that numbers >= 0 take, at most 8: the exponent of a float says it.
-  MME_LANE static I lengths(I value) {
-    const I bits = _mm256_castps_si256(to_float(vmin(value, set(255))));
-    return vmax(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), set(126)), set(0));
-  }
-
   void predict8(const Row& row, Lists& list, long at) const {
-    const I point = load(list.points + at), came = gather(row.came, point);
-    const I origin = gather(origins_, point), cells = set(layout_.cells);
+    const I point = load(list.points + at), came = load(list.pairs[0] + at);
+    const I origin = load(list.pairs[3] + at), cells = set(layout_.cells);
     const auto place = [&](I from, I moves, long count) {
       const I moved = _mm256_srai_epi32(_mm256_mullo_epi32(moves, cells), 16);
       const I sum = _mm256_add_epi32(_mm256_slli_epi32(from, 6), moved);
@@ -489,44 +608,32 @@ class Rows {
     };
     const I x = place(low(origin), low(came), layout_.gx);
     const I y = place(high(origin), high(came), layout_.gy);
-    const I across = _mm256_and_si256(x, set(63)), down = _mm256_and_si256(y, set(63));
-    const I left = _mm256_srli_epi32(x, 6), up = _mm256_srli_epi32(y, 6), one = set(1);
-    const I right = vmin(_mm256_add_epi32(left, one), set(static_cast<int>(layout_.gx - 1)));
-    const I below = vmin(_mm256_add_epi32(up, one), set(static_cast<int>(layout_.gy - 1)));
-    const I width = set(static_cast<int>(layout_.gx));
-    const I upper_line = _mm256_mullo_epi32(up, width), lower = _mm256_mullo_epi32(below, width);
-    const I a = gather(row.first, _mm256_add_epi32(upper_line, left));
-    const I b = gather(row.first, _mm256_add_epi32(upper_line, right));
-    const I c = gather(row.first, _mm256_add_epi32(lower, left));
-    const I d = gather(row.first, _mm256_add_epi32(lower, right));
-    const I weights =
-        _mm256_or_si256(_mm256_sub_epi32(set(64), across), _mm256_slli_epi32(across, 16));
-    // Of two points, both x's and both y's as a pair, which one instruction weighs.
-    const auto both_x = [](I p, I q) {
-      return _mm256_blend_epi16(p, _mm256_slli_epi32(q, 16), 0xaa);
+    const I left = bilinear4(row.first, _mm256_castsi256_si128(x), _mm256_castsi256_si128(y));
+    const I right =
+        bilinear4(row.first, _mm256_extracti128_si256(x, 1), _mm256_extracti128_si256(y, 1));
+    const auto narrow = [](I pair) {  // each 64-bit lane's two numbers, in its lower half
+      return _mm256_or_si256(
+          _mm256_and_si256(pair, _mm256_set1_epi64x(0xffff)),
+          _mm256_and_si256(_mm256_srli_epi64(pair, 16), _mm256_set1_epi64x(0xffff0000)));
     };
-    const auto both_y = [](I p, I q) {
-      return _mm256_blend_epi16(_mm256_srli_epi32(p, 16), q, 0xaa);
+    const auto joined = [](I p, I q) {
+      return _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(
+                                          _mm256_castsi256_ps(p), _mm256_castsi256_ps(q), 0x88)),
+                                      0xd8);
     };
-    const auto mix = [&](I upper, I under) {
-      upper = _mm256_madd_epi16(upper, weights), under = _mm256_madd_epi16(under, weights);
-      const I slope = _mm256_mullo_epi32(_mm256_sub_epi32(under, upper), down);
-      return _mm256_srai_epi32(
-          _mm256_add_epi32(_mm256_add_epi32(_mm256_slli_epi32(upper, 6), slope), set(2048)), 12);
-    };
-    const I bx = mix(both_x(a, b), both_x(c, d)), by = mix(both_y(a, b), both_y(c, d));
-    const I now = gather(row.now, point), there = gather(list.there, point);
+    const I guess = joined(narrow(left), narrow(right));
+    const I now = load(list.pairs[2] + at), there = load(list.pairs[1] + at);
     const auto apart = [](I p, I q) { return _mm256_abs_epi32(_mm256_sub_epi32(p, q)); };
-    const I off = _mm256_add_epi32(apart(bx, low(now)), apart(by, high(now)));
+    const I off = _mm256_add_epi32(apart(low(guess), low(now)), apart(high(guess), high(now)));
     const I moved = vmax(apart(low(came), low(there)), apart(high(came), high(there)));
     const I slope = _mm256_and_si256(
         _mm256_i32gather_epi32(reinterpret_cast<const int*>(row.slopes), point, 1), set(255));
-    const I score = _mm256_add_epi32(_mm256_add_epi32(lengths(off), lengths(off)),
-                                     _mm256_add_epi32(lengths(moved), slope));
+    const I far = lengths(off);
+    const I score =
+        _mm256_add_epi32(_mm256_add_epi32(far, far), _mm256_add_epi32(lengths(moved), slope));
     put_bytes(_mm256_add_epi32(vmin(score, set(kValues - kChanges - 1)), set(kChanges)),
               list.contexts + at);
-    _mm256_storeu_si256(reinterpret_cast<I*>(list.predicted + at),
-                        _mm256_blend_epi16(bx, _mm256_slli_epi32(by, 16), 0xaa));
+    store(list.predicted + at, guess);
   }
 #endif
 
@@ -534,20 +641,18 @@ class Rows {
   void list_changes(const Row& row, Lists& list) const {
     long count = 0;
     for (long i = 0; i < list.count; i += kLanes) {
-      uint64_t eight;
+      uint64_t eight;  // two bits a byte
       std::memcpy(&eight, list.symbols + i, sizeof eight);
-      if (!eight) continue;
-      for (long j = i; j < i + kLanes; ++j) {
-        for (int c = 0; c < 2; ++c) {
-          if (!(list.symbols[j] >> c & 1)) continue;
-          const int32_t place = 2 * list.points[j] + c;
-          const int16_t guess = static_cast<int16_t>(list.predicted[j] >> 16 * c);
-          list.places[count] = place;
-          list.there[count] = guess;
-          list.value_contexts[count] =
-              static_cast<uint8_t>(kValues + length8(magnitude(guess - row.now[place])));
-          ++count;
-        }
+      for (; eight; eight &= eight - 1) {
+        const int bit = __builtin_ctzll(eight), c = bit & 1;
+        const long j = i + (bit >> 3);
+        const int32_t place = 2 * list.points[j] + c;
+        const int16_t guess = static_cast<int16_t>(list.predicted[j] >> 16 * c);
+        list.places[count] = place;
+        list.there[count] = guess;
+        list.value_contexts[count] =
+            static_cast<uint8_t>(kValues + length8(magnitude(guess - row.now[place])));
+        ++count;
       }
     }
     list.changed = count;
