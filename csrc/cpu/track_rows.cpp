@@ -185,8 +185,9 @@ struct Row {
   Coder coder;
   const uint32_t* table;
   long number, depth, earlier;
-  int16_t *first, *now, *came;  // [Gy, Gx, 2]
-  uint8_t* slopes;              // [Gy, Gx], of plane 0
+  int16_t *first, *now;  // [Gy, Gx, 2]
+  int16_t* trail[2];     // where the tracks of even and odd planes have come to
+  uint8_t* slopes;       // [Gy, Gx], of plane 0
 };
 
 // Lists of one row, of one plane.
@@ -242,7 +243,7 @@ class Rows {
       return at;
     };
     const long tables = reserve(coded_.tables * kContexts * kTotal * sizeof(uint32_t));
-    const long rows = reserve(n * sizeof(Row)), fields = reserve(3 * n * field * sizeof(int16_t));
+    const long rows = reserve(n * sizeof(Row)), fields = reserve(4 * n * field * sizeof(int16_t));
     const long slopes = reserve(n * (points_ + kPast));
     const long narrow = reserve(4 * kTogether * field);
     const long wide = reserve(7 * kTogether * field * sizeof(int32_t));
@@ -264,9 +265,10 @@ class Rows {
       Row& row = rows_[i];
       row.number = coded_.rows[i], row.depth = coded_.depth[i];
       row.table = tables_ + coded_.table[i] * kContexts * kTotal;
-      row.first = of_rows + 3 * i * field, row.now = row.first + field, row.came = row.now + field;
+      row.first = of_rows + 4 * i * field, row.now = row.first + field;
+      row.trail[0] = row.now + field, row.trail[1] = row.trail[0] + field;
       row.slopes = base + slopes + i * (points_ + kPast);
-      std::memset(row.came, 0, 2 * points_ * sizeof(int16_t));
+      std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
       row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
       while (before < i && rows_[before].number < row.number - layout_.stride) ++before;
       const bool found = rows_[before].number == row.number - layout_.stride;
@@ -415,7 +417,7 @@ class Rows {
 
   // Plane `plane` of some rows, from the last to the first.
   bool next_planes(const long* chosen, long count, long plane) {
-    for (long i = 0; i < count; ++i) move(rows_[chosen[i]], lists_[i]);
+    for (long i = 0; i < count; ++i) move(rows_[chosen[i]], plane);
     long most = 0;
     for (long i = 0; i < count; ++i) {
       list_points(rows_[chosen[i]], lists_[i], plane);
@@ -449,18 +451,20 @@ class Rows {
     return true;
   }
 
-  // Where the plane's tracks have come to, and those of the plane before.
-  void move(Row& row, Lists& list) const {
+  // Where the plane's tracks have come to.
+  void move(const Row& row, long plane) const {
     const Row& earlier = rows_[row.earlier];
-    std::memcpy(list.there, row.came, 2 * points_ * sizeof(int16_t));
+    const int16_t *there = earlier.trail[(plane - 1) & 1], *steps = earlier.now;
+    int16_t* __restrict came = row.trail[plane & 1];
     for (long i = 0; i < 2 * points_; ++i) {
-      const int32_t sum = earlier.came[i] + earlier.now[i];
-      row.came[i] = static_cast<int16_t>(clamp(sum, -kFarthest, kFarthest));
+      const int32_t sum = there[i] + steps[i];
+      came[i] = static_cast<int16_t>(clamp(sum, -kFarthest, kFarthest));
     }
   }
 
   // The points that may change.
   void list_points(const Row& row, Lists& list, long plane) const {
+    const int16_t *came = row.trail[plane & 1], *there = row.trail[(plane - 1) & 1];
     long count = 0, done = 0;
     const int32_t near = static_cast<int32_t>(plane * layout_.scale) >> 1;
     const int32_t before = static_cast<int32_t>((plane - 1) * layout_.scale) >> 1;
@@ -478,7 +482,7 @@ class Rows {
         const I offsets[4] = {edge(-near), edge(near), edge(-before), edge(before)};
         const __m128i by = _mm_cvtsi32_si128(shift);
         for (; i + 8 <= points_; i += 8) {
-          const I a = load(row.came + 2 * i), b = load(list.there + 2 * i);
+          const I a = load(came + 2 * i), b = load(there + 2 * i);
           const auto pixel = [&](I moves, int k) {
             return _mm256_sra_epi16(_mm256_add_epi16(moves, offsets[k]), by);
           };
@@ -491,7 +495,7 @@ class Rows {
           if (!may) continue;
           const I order = load(kCompaction.lane[may]);
           store(list.points + count, _mm256_add_epi32(order, set(static_cast<int>(i))));
-          const int16_t* const from[4] = {row.came, list.there, row.now, origins_};
+          const int16_t* const from[4] = {came, there, row.now, origins_};
           for (int k = 0; k < 4; ++k) {
             const I some = _mm256_permutevar8x32_epi32(load(from[k] + 2 * i), order);
             store(list.pairs[k] + count, some);
@@ -508,7 +512,7 @@ class Rows {
       };
       const auto pixel = [](I at) { return _mm256_srai_epi32(at, 16); };
       const auto standing = [&](long at) {
-        const I a = edges(row.came + at), b = edges(list.there + at);
+        const I a = edges(came + at), b = edges(there + at);
         const I one = pixel(_mm256_sub_epi32(a, set(near)));
         const I same = _mm256_and_si256(
             _mm256_and_si256(_mm256_cmpeq_epi32(one, pixel(_mm256_add_epi32(a, set(near)))),
@@ -526,20 +530,17 @@ class Rows {
       }
 #endif
       for (; i < points_; ++i) {
-        const bool stands =
-            same_pixel(row.came[2 * i], near, list.there[2 * i], before, layout_) &&
-            same_pixel(row.came[2 * i + 1], near, list.there[2 * i + 1], before, layout_);
+        const bool stands = same_pixel(came[2 * i], near, there[2 * i], before, layout_) &&
+                            same_pixel(came[2 * i + 1], near, there[2 * i + 1], before, layout_);
         if (!stands) list.points[count++] = static_cast<int32_t>(i);
       }
     }
-#if defined(MME_SIMD)
     for (long j = done; j < count; ++j) {
-      const int16_t* const from[4] = {row.came, list.there, row.now, origins_};
+      const int16_t* const from[4] = {came, there, row.now, origins_};
       for (int k = 0; k < 4; ++k) {
         std::memcpy(list.pairs[k] + j, from[k] + 2 * list.points[j], sizeof(int32_t));
       }
     }
-#endif
     list.count = count;
     for (long j = count; j % kLanes; ++j) list.points[j] = 0;
   }
@@ -553,14 +554,15 @@ class Rows {
       const int16_t* at = row.first + 2 * (y * layout_.gx + x);
       return Point{at[0], at[1]};
     };
+    const auto pair = [&](int k, long i) {
+      return Point{static_cast<int16_t>(list.pairs[k][i]), list.pairs[k][i] >> 16};
+    };
     for (long i = 0; i < list.count; ++i) {
-      const long p = list.points[i];
-      const Point came{row.came[2 * p], row.came[2 * p + 1]};
-      const Point b = bilinear(plane, origins_[2 * p], origins_[2 * p + 1], came, layout_);
-      const int32_t off = magnitude(b.x - row.now[2 * p]) + magnitude(b.y - row.now[2 * p + 1]);
-      const int32_t x = magnitude(came.x - list.there[2 * p]);
-      const int32_t y = magnitude(came.y - list.there[2 * p + 1]);
-      const int score = 2 * length8(off) + length8(x > y ? x : y) + row.slopes[p];
+      const Point came = pair(0, i), there = pair(1, i), now = pair(2, i), at = pair(3, i);
+      const Point b = bilinear(plane, at.x, at.y, came, layout_);
+      const int32_t off = magnitude(b.x - now.x) + magnitude(b.y - now.y);
+      const int32_t x = magnitude(came.x - there.x), y = magnitude(came.y - there.y);
+      const int score = 2 * length8(off) + length8(x > y ? x : y) + row.slopes[list.points[i]];
       list.contexts[i] = static_cast<uint8_t>(kChanges + clamp(score, 0, kValues - kChanges - 1));
       list.predicted[i] = static_cast<int32_t>(static_cast<uint32_t>(b.y) << 16 | (b.x & 0xffff));
     }
