@@ -41,58 +41,32 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .store_context import (
+    CHANGES,
+    CONTEXTS,
+    ESCAPE,
+    VALUES,
+    Bytes,
+    Layout,
+    Numbers,
+    Plane,
+    levels,
+    moved,
+    slopes_of,
+    sum_above,
+)
 from .store_rans import NONE, Decoder, encode, frequencies, in_steps
 
 __all__ = ["CONTEXTS", "Layout", "decode_planes", "decode_rows", "encode_rows", "quantise"]
 
-LEVELS = np.array([1, 2, 4, 7, 12, 18, 26, 40, 70])
-_CHANGES = len(LEVELS) + 1
-_VALUES = _CHANGES + 24
-CONTEXTS = _VALUES + 9
-"""Contexts of residuals, then of changes, then of values."""
-ESCAPE = 128
-FARTHEST = 32000
-"""Steps that a track is followed from its point, so that products stay within int32."""
 _ROWS = 32
 """Rows that are encoded at once."""
-
-Bytes = NDArray[np.uint8]
-Ints = NDArray[np.int32]
-Numbers = NDArray[np.int16]
-_LENGTH = np.array([value.bit_length() for value in range(256)], np.uint8)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What decoding has to know of a store: config and size of the grid of points."""
-
-    stride: int
-    grid: int
-    step: float
-    gy: int
-    gx: int
-
-    @property
-    def scale(self) -> int:
-        """Step, in 2⁻¹⁶ px."""
-        return min(65536, round(self.step * 65536))
-
-    @property
-    def cells(self) -> int:
-        """Step, in 2⁻²² of the grid."""
-        return min(65536, round(self.step / self.grid * 2**22))
-
-    @property
-    def half(self) -> int:
-        """Offset from a point to the edge of the pixel below left, in 2⁻¹⁶ px."""
-        return 65536 if self.grid % 2 else 32768
 
 
 def quantise(displacements: NDArray[np.float32], step: float) -> Numbers:
@@ -125,7 +99,7 @@ def encode_rows(
     counts = sum(block.counts() for block in blocks)
     tables = np.stack(
         [
-            frequencies(count, None if _CHANGES <= context < _VALUES else ESCAPE)
+            frequencies(count, None if CHANGES <= context < VALUES else ESCAPE)
             for context, count in enumerate(np.asarray(counts))
         ]
     )
@@ -145,24 +119,24 @@ class _Symbols:
         left[:, 0, :2] = above[:, 0, :2] = 0
         self.residuals = (flat[:, 0] - ((left + above) >> 1)).astype(np.int16)
         around = np.zeros_like(flat[:, 0])
-        around[:, 1:] = _around(self.residuals[:, :-1])
-        self.residual_contexts = _levels(around)
+        around[:, 1:] = sum_above(self.residuals[:, :-1])
+        self.residual_contexts = levels(around)
 
         count = len(flat)
         # Of each row, what its planes need: [(changes, contexts, values, contexts), …].
         self.planes: list[list[tuple[Bytes, Bytes, Numbers, Bytes]]] = [[] for _ in range(count)]
         self.marked = np.zeros(count, bool)
-        slopes = _slopes(flat[:, 0])
+        slopes = slopes_of(flat[:, 0])
         came = np.zeros((len(every), layout.gy, 2 * layout.gx), np.int16)
         found = []
         for plane in range(1, length):
             there = came
             came = np.zeros_like(there)
-            came[layout.stride :] = _moved(there, every[:, plane - 1])[: -layout.stride]
+            came[layout.stride :] = moved(there, every[:, plane - 1])[: -layout.stride]
             reached = max(0, plane * layout.stride - first)
             which = slice(min(reached, count), None)
             old = slice(skip + min(reached, count), None)
-            view = _Plane(layout, plane, flat[which, 0], flat[which, plane - 1], there[old],
+            view = Plane(layout, plane, flat[which, 0], flat[which, plane - 1], there[old],
                           came[old], slopes[which])  # fmt: skip
             steps = flat[which, plane] - flat[which, plane - 1]
             self.marked[which] |= ((steps != 0) & ~view.may[..., None].repeat(2, -1).reshape(
@@ -200,47 +174,6 @@ class _Symbols:
             escapes.append(np.concatenate(last)[::-1].astype("<i2").tobytes())
         data = encode(symbols, contexts, tables, self.marked)
         return [row + last for row, last in zip(data, escapes, strict=True)]
-
-
-class _Plane:
-    """What is known of a plane [n, Gy, 2·Gx] of some rows before it is decoded.
-
-    Parameters
-    ----------
-    first, before : planes 0 and `plane` − 1.
-    there, came : d′ and d, in steps.
-    slopes : of plane 0.
-    """
-
-    def __init__(
-        self, layout: Layout, plane: int, first: Ints, before: Ints, there: Numbers, came: Numbers,
-        slopes: Ints,
-    ) -> None:  # fmt: skip
-        pairs = (len(first), layout.gy, layout.gx, 2)
-        edges = []
-        for moves, steps in ((there, plane - 1), (came, plane)):
-            at = moves.astype(np.int32) * layout.scale + layout.half
-            slack = (steps * layout.scale) >> 1
-            edges += [(at - slack) >> 16, (at + slack) >> 16]
-        same = (edges[0] == edges[1]) & (edges[0] == edges[2]) & (edges[0] == edges[3])
-        self.may = ~same.reshape(pairs).all(-1)
-        self.predicted = _bilinear(layout, first.reshape(pairs), came.reshape(pairs))
-        self._off = np.abs(self.predicted - before.reshape(pairs))
-        apart = np.abs(came.astype(np.int32) - there).reshape(pairs).max(-1)
-        score = 2 * _length(self._off.sum(-1)).astype(np.int32) + _length(apart)
-        score += _length(slopes)
-        self.contexts = (np.minimum(score, _VALUES - _CHANGES - 1) + _CHANGES).astype(np.uint8)
-        self.value_contexts = _length(self._off) + np.uint8(_VALUES)
-
-    def symbols(
-        self, row: int, marked: bool, now: Ints, steps: Ints
-    ) -> tuple[Bytes, Bytes, Numbers, Bytes]:
-        """Changes, their contexts, values, their contexts of one row."""
-        may = self.may[row] | marked
-        differs = steps.reshape(*may.shape, 2) != 0
-        changes = (differs[..., 0] + 2 * differs[..., 1]).astype(np.uint8)
-        values = (now.reshape(*may.shape, 2) - self.predicted[row])[differs].astype(np.int16)
-        return changes[may], self.contexts[row][may], values, self.value_contexts[row][differs]
 
 
 def decode_rows(
@@ -335,24 +268,24 @@ def decode_planes(
     out = np.zeros((count, int(depth.max(initial=0)), gy, width), np.int16)
     around = np.zeros((count, width), np.int32)
     for y in range(gy):
-        residual = numbers(decoder.line(_levels(around)))
-        around = _around(residual)
+        residual = numbers(decoder.line(levels(around)))
+        around = sum_above(residual)
         for at in range(0, width, 2):
             left = out[:, 0, y, at - 2 : at] if at else out[:, 0, y - 1, :2]
             above = out[:, 0, y - 1, at : at + 2] if y else left
             guess = (left.astype(np.int32) + above) >> 1 if at or y else 0
             out[:, 0, y, at : at + 2] = guess + residual[:, at : at + 2]
 
-    slopes = _slopes(out[:, 0].astype(np.int32))
+    slopes = slopes_of(out[:, 0].astype(np.int32))
     came = np.zeros((count, gy, width), np.int16)
     for plane in range(1, out.shape[1]):
         which = np.flatnonzero(depth > plane)
         earlier = np.searchsorted(rows, rows[which] - layout.stride)
         there = came
         came = np.zeros_like(there)
-        came[which] = _moved(there[earlier], out[earlier, plane - 1])
+        came[which] = moved(there[earlier], out[earlier, plane - 1])
         first, before = out[which, 0].astype(np.int32), out[which, plane - 1].astype(np.int32)
-        view = _Plane(layout, plane, first, before, there[which], came[which], slopes[which])
+        view = Plane(layout, plane, first, before, there[which], came[which], slopes[which])
         may = view.may | decoder.marked[which, None, None]
         changes = np.zeros((count, gy, layout.gx), np.uint8)
         changes[which] = _listed(decoder.line, count, which, may, view.contexts)
@@ -377,59 +310,6 @@ def _listed(
     for at, (row, size) in enumerate(zip(which, sizes, strict=True)):
         out[at][chosen[at]] = found[row, :size]
     return out
-
-
-def _around(residuals: NDArray[Any]) -> Ints:
-    """2·w(N) + w(NE) + w(NW) under lines [..., 2·Gx]."""
-    weights = np.minimum(np.abs(residuals.astype(np.int32)), 63)
-    out: Ints = 2 * weights
-    out[..., :-2] += weights[..., 2:]
-    out[..., 2:] += weights[..., :-2]
-    return out
-
-
-def _levels(around: Ints) -> Bytes:
-    return np.searchsorted(LEVELS, around, side="right").astype(np.uint8)
-
-
-def _length(values: Ints) -> Bytes:
-    """Bits that it takes to write numbers ≥ 0, at most 8."""
-    return _LENGTH[np.minimum(values, 255)]
-
-
-def _slopes(first: Ints) -> Ints:
-    """[n, Gy, Gx]: G of plane 0 [n, Gy, 2·Gx]."""
-    points = first.reshape(*first.shape[:2], -1, 2)
-    sums = np.zeros(points.shape[:3], np.int32)
-    down = np.abs(np.diff(points, axis=1)).sum(-1)
-    across = np.abs(np.diff(points, axis=2)).sum(-1)
-    sums[:, 1:] += down
-    sums[:, :-1] += down
-    sums[:, :, 1:] += across
-    sums[:, :, :-1] += across
-    return sums
-
-
-def _moved(came: Numbers, step: Numbers) -> Numbers:
-    """Where tracks have come to after another step."""
-    sums = came.astype(np.int32) + step
-    return sums.clip(-FARTHEST, FARTHEST).astype(np.int16)
-
-
-def _bilinear(layout: Layout, first: Ints, moves: Numbers) -> Ints:
-    """Plane 0 [n, Gy, Gx, 2] where `moves` lead from its points, to 1/64 of the grid."""
-    count, gy, gx, _ = first.shape
-    cells = (moves.astype(np.int32) * layout.cells) >> 16
-    x = (cells[..., 0] + 64 * np.arange(gx, dtype=np.int32)).clip(0, 64 * (gx - 1))
-    y = (cells[..., 1] + 64 * np.arange(gy, dtype=np.int32)[:, None]).clip(0, 64 * (gy - 1))
-    i, j = x >> 6, y >> 6
-    across, down = (x & 63)[..., None], (y & 63)[..., None]
-    right, below = np.minimum(i + 1, gx - 1), np.minimum(j + 1, gy - 1)
-    row = np.arange(count)[:, None, None]
-    upper = first[row, j, i] * (64 - across) + first[row, j, right] * across
-    lower = first[row, below, i] * (64 - across) + first[row, below, right] * across
-    mixed: Ints = (upper * (64 - down) + lower * down + 2048) >> 12
-    return mixed
 
 
 def _symbols(numbers: Numbers) -> Bytes:
