@@ -101,6 +101,8 @@ class TrackConfig(Config):
 
 def differences(held: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Where two described configs differ: "bound is 20 there, 10 here"."""
+    if held == asked:
+        return []
     found = []
     for name in [*held, *(n for n in asked if n not in held)]:
         a, b = held.get(name), asked.get(name)

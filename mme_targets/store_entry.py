@@ -3,8 +3,9 @@
 The zip is stored uncompressed (`zarr.storage.ZipStore` opens it) and holds nothing that changes
 from run to run. Its arrays, R = frames − flow_stride rows (none where that is negative):
 
-    displacements  int8 [R, L, Gy, Gx, 2]   residuals, see `store_codec`; the last axis is x, y
-    overflow       int8 [R, L, Gy, Gx, 2]   high bytes, chunks of zeros left out
+    rows           uint8 [bytes]            displacements of row after row, see `store_codec`
+    begins         uint64 [R + 1]           where in it each row begins; at last, its length
+    tables         uint16 [⌈R/256⌉, 43, 256]  frequencies of symbols, of 256 rows each
     in_view        uint8 [frames, Gy, Gx]   steps for which the track from this frame stays inside
                                             frame and video; 255: it is not to be used, as
                                             flow was not finite or whoever made it said so
@@ -12,7 +13,9 @@ from run to run. Its arrays, R = frames − flow_stride rows (none where that is
                                             none was found or camera motion is left in
 
 Points lie at grid/2 + i·grid px while inside the frame. Chunks are zstd frames with a checksum, in
-shards whose index has another, so a truncated or damaged file is noticed where it is read.
+shards whose index has another, so a truncated or damaged file is noticed where it is read. Zstd
+finds nothing left to do in `rows`, which is entropy-coded: as bytes by the codec that all have,
+rather than as displacements by one of its own, any Zarr reader opens them.
 
 The reader here parses the sharded layout itself: opening an array with `zarr` takes longer than
 reading a clip.
@@ -32,17 +35,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .store_codec import decode_steps
+from .store_codec import CONTEXTS, Layout, decode_rows
 
 __all__ = ["FORMAT", "Entry", "StoreError", "Tracks", "grid_size"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; raised when it changes."""
-SHARD = 256
-"""Rows of a shard."""
-CHUNK = {"displacements": 4, "overflow": 4, "in_view": 16, "homographies": 64}
-"""Rows of a chunk: what is decompressed at once. The tracks of one start read 6 rows in a row."""
-TYPES = {"displacements": "int8", "overflow": "int8", "in_view": "uint8", "homographies": "float32"}
+TABLE_ROWS = 256
+"""Rows that share tables."""
+SHARD = {"rows": 2**19, "begins": 2048, "tables": 8, "in_view": 256, "homographies": 256}
+CHUNK = {"rows": 2**15, "begins": 256, "tables": 1, "in_view": 16, "homographies": 64}
+"""Of the first axis; a chunk is what is decompressed at once."""
+TYPES = {"rows": "uint8", "begins": "uint64", "tables": "uint16", "in_view": "uint8",
+         "homographies": "float32"}  # fmt: skip
 NOT_FINITE = 255
 _MISSING = 2**64 - 1
 _END = struct.Struct("<4s4H2LH")
@@ -127,11 +132,13 @@ class Entry:
         self.rows = max(0, self.frames - self.stride)
         gy, gx = grid_size(self.height, self.width, self.grid)
         self._shapes: dict[str, tuple[int, ...]] = {
-            "displacements": (self.length, gy, gx, 2),
-            "overflow": (self.length, gy, gx, 2),
+            "rows": (),
+            "begins": (),
+            "tables": (CONTEXTS, 256),
             "in_view": (gy, gx),
             "homographies": (3, 3),
         }
+        self._layout = Layout(self.stride, self.grid, self.step, gy, gx)
         self._indices: dict[tuple[str, int], NDArray[np.uint64] | None] = {}
 
     def close(self) -> None:
@@ -167,38 +174,62 @@ class Entry:
         steps = self.length if length is None else length
         if not 1 <= steps <= self.length:
             raise StoreError(f"length is {steps}; {self.path} holds tracks of {self.length} steps")
-        first = np.asarray(starts, dtype=np.intp)
+        first = np.asarray(starts, dtype=np.int64)
         if first.size and not (first.min() >= 0 and first.max() < self.frames):
             raise IndexError(
                 f"starts span {first.min()} to {first.max()}; the video has the frames 0 to "
                 f"{self.frames - 1}"
             )
-        rows = first[:, None] + np.arange(steps) * self.stride
-        inside = rows < self.rows
-        chunks, at = _chunks(rows[inside], CHUNK["displacements"])
-        # Steps past the video's end read the row of zeros that is last.
-        where = np.full(rows.shape, len(chunks) * CHUNK["displacements"])
-        where[inside] = at
-        out = decode_steps(self._gather("displacements", chunks), where, steps).astype(np.int16)
-        stored = self._stored("overflow", chunks)
-        if stored.any():
-            high = self._gather("overflow", chunks[stored])
-            # Where among those rows each row lies, if it does.
-            shift = np.cumsum(stored) - 1
-            held = np.append(stored, False)[where // CHUNK["overflow"]]
-            for start, step in np.argwhere(held):
-                chunk, row = divmod(int(where[start, step]), CHUNK["overflow"])
-                part = high[shift[chunk] * CHUNK["overflow"] + row, step]
-                if part.any():
-                    out[start, step] += part.astype(np.int16) * np.int16(256)
+        out = self._displacements(first, steps)
         if not in_view:
             return Tracks(out, None)
         chunks, at = _chunks(first, CHUNK["in_view"])
         return Tracks(out, self._gather("in_view", chunks)[at])
 
+    def _displacements(self, first: NDArray[np.int64], steps: int) -> NDArray[np.int16]:
+        """[S, steps, Gy, Gx, 2]: the rows that these starts' tracks read, and what they need."""
+        layout = self._layout
+        starts, again = _distinct(first)
+        reads = starts[:, None] + np.arange(steps) * self.stride
+        real = reads < self.rows
+        out = np.empty((len(starts), steps, layout.gy, layout.gx, 2), np.int16)
+        out[~real] = 0
+        rows, at = _distinct(reads[real])
+        if len(rows):
+            step = np.broadcast_to(np.arange(steps), reads.shape)[real]
+            slots = np.full((len(rows), steps), -1, np.int64)
+            slots[at, step] = np.flatnonzero(real)
+            # Plane l is told from those before: all up to the last one that is wanted.
+            depth = np.where(slots >= 0, np.arange(1, steps + 1), 0).max(axis=1)
+            chunks, place = _chunks(np.stack([rows, rows + 1]), CHUNK["begins"])
+            spans = self._gather("begins", chunks)[place].astype(np.int64)
+            if (spans[0] > spans[1]).any():
+                raise StoreError(f"{self.path} is damaged: a row ends before it begins")
+            shards, table = _distinct(rows // TABLE_ROWS)
+            tables = self._gather("tables", shards)[:-1]
+            data, spans = self._bytes(spans)
+            try:
+                decode_rows(data, spans, tables, table, rows, depth, slots, layout,
+                            out.reshape(-1, *out.shape[2:]))  # fmt: skip
+            except ValueError as error:
+                raise StoreError(f"{self.path} is damaged: {error}") from None
+        return out if len(starts) == len(first) and (again[1:] > again[:-1]).all() else out[again]
+
+    def _bytes(self, spans: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Data that holds these spans of `rows`, and where in it they lie."""
+        step = CHUNK["rows"]
+        first, last = spans[0] // step, (spans[1] - 1) // step
+        held = np.zeros(int(last.max()) + 2 - int(first[0]), np.int64)
+        np.add.at(held, first - first[0], 1)
+        np.add.at(held, last + 1 - first[0], -1)
+        wanted = np.cumsum(held) > 0
+        chunks = np.flatnonzero(wanted) + first[0]
+        moved = (np.cumsum(wanted) - 1)[first - first[0]] * step - first * step
+        return self._gather("rows", chunks), spans + moved
+
     def homographies(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """[n, 3, 3] of the pairs whose first frames are named; the identity past the end."""
-        wanted = np.asarray(rows, dtype=np.intp)
+        wanted = np.asarray(rows, dtype=np.int64)
         out = np.tile(np.eye(3), (len(wanted), 1, 1))
         inside = (wanted >= 0) & (wanted < self.rows)
         chunks, at = _chunks(wanted[inside], CHUNK["homographies"])
@@ -248,7 +279,7 @@ class Entry:
         from google_crc32c import value as crc32c
 
         offset, size = part
-        count = SHARD // CHUNK[name]
+        count = SHARD[name] // CHUNK[name]
         if size < 16 * count + 4:
             raise StoreError(f"{self.path} is damaged: a shard of {name} is too short")
         data = self._read(offset + size - 16 * count - 4, 16 * count + 4, f"index of {name}")
@@ -258,16 +289,7 @@ class Entry:
         index[index[:, 0] != _MISSING, 0] += np.uint64(offset)
         return index
 
-    def _stored(self, name: str, chunks: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Which of these chunks are stored; those of zeros are not."""
-        per_shard = SHARD // CHUNK[name]
-        out = np.zeros(len(chunks), bool)
-        for place, chunk in enumerate(chunks.tolist()):
-            index = self._index(name, chunk // per_shard)
-            out[place] = index is not None and int(index[chunk % per_shard, 0]) != _MISSING
-        return out
-
-    def _gather(self, name: str, chunks: NDArray[np.intp]) -> NDArray[Any]:
+    def _gather(self, name: str, chunks: NDArray[np.int64]) -> NDArray[Any]:
         """The rows of ascending chunks, one after the other, then a row of zeros.
 
         They lie in memory that the next call for the same array overwrites: fresh pages would take
@@ -276,7 +298,7 @@ class Entry:
         from google_crc32c import value as crc32c
         from numcodecs.zstd import decompress
 
-        step, per_shard = CHUNK[name], SHARD // CHUNK[name]
+        step, per_shard = CHUNK[name], SHARD[name] // CHUNK[name]
         shape = self._shapes[name]
         out = _scratch(name, (len(chunks) * step + 1, *shape), TYPES[name])
         out[-1] = 0
@@ -331,7 +353,17 @@ def _scratch(name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
     return held[:size].view(kind).reshape(shape)
 
 
-def _chunks(rows: NDArray[np.intp], step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _chunks(rows: NDArray[np.int64], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Chunks of `step` rows that hold `rows`, ascending, and where in them each row lies."""
-    chunks, at = np.unique(rows // step, return_inverse=True)
-    return chunks, at.reshape(rows.shape) * step + rows % step
+    chunks, at = _distinct(rows // step)
+    return chunks, at * step + rows % step
+
+
+def _distinct(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`numpy.unique` with the inverse in the shape of `values`, for numbers close to each other."""
+    if not values.size:
+        return values.ravel(), values
+    least = values.min()
+    held = np.zeros(int(values.max() - least) + 1, np.int64)
+    held[values - least] = 1
+    return np.flatnonzero(held) + least, (np.cumsum(held) - 1)[values - least]

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import atomic_path
-from .store_codec import encode_rows, quantise
+from .store_codec import CONTEXTS, Layout, encode_rows, quantise
 from .store_config import TrackConfig
-from .store_entry import CHUNK, FORMAT, SHARD, TYPES, StoreError, grid_size
+from .store_entry import CHUNK, FORMAT, SHARD, TABLE_ROWS, TYPES, StoreError, grid_size
 
 __all__ = ["EntryWriter"]
 
 LEVEL = 15
-"""zstd's; 3 takes a quarter more space, 19 three times as long for 1 %."""
+"""zstd's, of what is not entropy-coded already."""
+_BLOCK = {"rows": TABLE_ROWS, "in_view": SHARD["in_view"], "homographies": SHARD["homographies"]}
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -34,40 +35,46 @@ class EntryWriter:
 
     def __init__(self, config: TrackConfig, frames: int, height: int, width: int) -> None:
         import zarr
-        from zarr.codecs import Crc32cCodec, ZstdCodec
         from zarr.storage import MemoryStore
 
         self.config, self.frames = config, frames
         self.size = (height, width)
         self.rows = max(0, frames - config.flow_stride)
         gy, gx = grid_size(height, width, config.grid)
-        field = (config.length, gy, gx, 2)
-        shapes: dict[str, tuple[int, ...]] = {
-            "displacements": (self.rows, *field),
-            "overflow": (self.rows, *field),
-            "in_view": (frames, gy, gx),
-            "homographies": (self.rows, 3, 3),
-        }
+        self._layout = Layout(config.flow_stride, config.grid, config.step, gy, gx)
+        self._field = (config.length, gy, gx, 2)
         self._memory = MemoryStore()
         self._group: Any = zarr.create_group(self._memory, zarr_format=3)
-        self._arrays: dict[str, Any] = {
-            name: self._group.create_array(
-                name,
-                shape=shape,
-                dtype=TYPES[name],
-                chunks=(CHUNK[name], *shape[1:]),
-                shards=(SHARD, *shape[1:]),
-                compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
-                filters=None,
-                fill_value=0,
-            )
-            for name, shape in shapes.items()
+        self._arrays = {
+            "tables": self._array("tables", -(-self.rows // TABLE_ROWS), CONTEXTS, 256),
+            "in_view": self._array("in_view", frames, gy, gx),
+            "homographies": self._array("homographies", self.rows, 3, 3),
         }
-        self._field = field
+        self._data: list[bytes] = []
+        reach = (config.length - 1) * config.flow_stride
+        self._before = np.zeros((reach, *self._field), np.int16)
         self._starts = 0
         self._open: dict[int, NDArray[np.int16]] = {}
         self._held: dict[str, list[NDArray[Any]]] = {"rows": [], "in_view": [], "homographies": []}
         self._written = {"rows": 0, "in_view": 0, "homographies": 0}
+
+    def _array(self, name: str, *shape: int) -> Any:
+        """An empty array of the group."""
+        import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        # What describes an array would else be the larger part of what a short video takes.
+        with zarr.config.set({"json_indent": None}):
+            return self._group.create_array(
+                name,
+                shape=shape,
+                dtype=TYPES[name],
+                chunks=(CHUNK[name], *shape[1:]),
+                shards=(SHARD[name], *shape[1:]),
+                compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
+                filters=None,
+                fill_value=0,
+            )
 
     def add(
         self,
@@ -99,20 +106,23 @@ class EntryWriter:
         self._held["in_view"] += list(in_view)
         self._held["homographies"] += list(homographies)
         for name in self._held:
-            while len(self._held[name]) >= SHARD:
+            while len(self._held[name]) >= _BLOCK[name]:
                 self._flush(name)
 
     def _flush(self, name: str) -> None:
-        some, self._held[name] = self._held[name][:SHARD], self._held[name][SHARD:]
+        block = _BLOCK[name]
+        some, self._held[name] = self._held[name][:block], self._held[name][block:]
         if not some:
             return
         begin = self._written[name]
         self._written[name] = end = begin + len(some)
         stacked = np.stack(some)
         if name == "rows":
-            residuals, overflow = encode_rows(stacked)
-            self._arrays["displacements"][begin:end] = residuals
-            self._arrays["overflow"][begin:end] = overflow
+            tables, data = encode_rows(stacked, self._before, begin, self._layout)
+            self._arrays["tables"][begin // TABLE_ROWS] = tables
+            self._data += data
+            last = np.concatenate([self._before, stacked])
+            self._before = last[len(last) - len(self._before) :]
         else:
             self._arrays[name][begin:end] = stacked
 
@@ -139,6 +149,10 @@ class EntryWriter:
                 f"{self._starts} of {self.frames} starts and {self._written['homographies']} of "
                 f"{self.rows} pairs were given; an entry holds them all"
             )
+        rows = np.frombuffer(b"".join(self._data), np.uint8)
+        self._array("rows", len(rows))[:] = rows
+        begins = np.cumsum([0, *map(len, self._data)])
+        self._array("begins", len(begins))[:] = begins.astype(np.uint64)
         height, width = self.size
         self._group.attrs["mme_tracks"] = {
             "format": FORMAT,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "track_rows.h"
 
 namespace py = pybind11;
 using namespace mme;
@@ -21,22 +22,23 @@ struct Variant {
   std::string name;
   const Kernels *trajectories, *descriptors, *patch_norm, *optical_flow;
   const CameraKernels* camera_motion;
+  DecodeRows decode_rows;
 };
 
 // What was built and this processor can run, best last.
 std::vector<Variant> variants() {
   std::vector<Variant> list{{"baseline", &baseline::kTrajectories, &baseline::kDescriptors,
                              &baseline::kPatchNorm, &baseline::kOpticalFlow,
-                             &baseline::kCameraMotion}};
+                             &baseline::kCameraMotion, baseline::kDecodeRows}};
 #if defined(MME_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
-                    &avx2::kOpticalFlow, &avx2::kCameraMotion});
+                    &avx2::kOpticalFlow, &avx2::kCameraMotion, avx2::kDecodeRows});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.push_back({"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm,
-                      &avx512::kOpticalFlow, &avx512::kCameraMotion});
+                      &avx512::kOpticalFlow, &avx512::kCameraMotion, avx512::kDecodeRows});
     }
   }
 #endif
@@ -157,6 +159,18 @@ void warp(uintptr_t first, uintptr_t second, bool is_u8, uintptr_t homographies,
                                pointer<float>(out), threads);
 }
 
+bool decode_rows(uintptr_t data, uintptr_t begins, uintptr_t ends, uintptr_t frequencies,
+                 long tables, uintptr_t table, uintptr_t rows, uintptr_t depth, uintptr_t slots,
+                 long count, long planes, long stride, long gy, long gx, int32_t scale,
+                 int32_t cells, int32_t half, uintptr_t out) {
+  return active().decode_rows(
+      {count, tables, pointer<const uint8_t>(data), pointer<const int64_t>(begins),
+       pointer<const int64_t>(ends), pointer<const uint16_t>(frequencies),
+       pointer<const int64_t>(table), pointer<const int64_t>(rows), pointer<const int64_t>(depth),
+       pointer<const int64_t>(slots), planes},
+      {stride, gy, gx, scale, cells, half}, pointer<int16_t>(out));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -172,6 +186,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("surf_descriptors", &surf_descriptors, release);
   m.def("corners", &corners, release);
   m.def("warp", &warp, release);
+  m.def("decode_rows", &decode_rows, release);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");
   m.def(
       "use_isa", [](const std::string& name) { active() = choose(name); },
