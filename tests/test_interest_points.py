@@ -10,7 +10,7 @@ from floors import threads
 from mahotas.features import surf as mahotas_surf
 
 from mme_targets.backends.batched import camera_motion as batched
-from mme_targets.backends.batched import homography, interest_points, matches
+from mme_targets.backends.batched import interest_points, matches
 from mme_targets.backends.reference import camera_motion as slow
 from mme_targets.backends.reference import interest_points as reference
 from mme_targets.config import SurfConfig
@@ -131,21 +131,6 @@ def test_matches_are_the_references(rng: np.random.Generator, window: float | No
     source, target, kept = matches.mutual(*tables, window)
     assert np.array_equal(source[kept].numpy(), expected[0].astype(np.float32))
     assert np.array_equal(target[kept].numpy(), expected[1].astype(np.float32))
-
-
-def test_ransac_finds_the_truth_among_outliers(rng: np.random.Generator) -> None:
-    truth = np.array([[1.02, 0.01, 3], [-0.02, 1, -2], [1e-4, 0, 1]])
-    source = rng.uniform(0, 200, (400, 2))
-    target = cv2.perspectiveTransform(source[None], truth)[0]
-    target[:240] += rng.uniform(5, 30, (240, 2)) * rng.choice([-1, 1], (240, 2))
-    valid = torch.ones(1, 400, dtype=torch.bool)
-    pair = torch.from_numpy(source)[None].float(), torch.from_numpy(target)[None].float()
-    for seed in range(5):
-        found = homography.ransac(*pair, valid, (200, 200), 1.0, seed)
-        assert bool(found.ok[0])
-        assert int(found.inliers[0]) >= 160
-        assert np.abs(found.homographies[0].numpy() - truth).max() < 1e-3
-    assert not homography.ransac(*(p[:, :50] for p in (*pair, valid)), (200, 200), 1.0, 0).ok[0]
 
 
 def test_warp_is_the_references(rng: np.random.Generator) -> None:

@@ -1,10 +1,14 @@
-"""The homography that most matches agree with: RANSAC over all pairs and hypotheses at once.
+"""Homographies that many matches agree with: RANSAC over all pairs and hypotheses at once.
 
 Four matches give a hypothesis in closed form. Hypotheses that fold or crush the frame are dropped;
 the rest are scored on a random part of the matches, the best of them on all, by MSAC (a match adds
 1 - (error / threshold)², at least 0), which tells a homography that fits from one that almost does.
-The best few are then refined by least squares on the matches that agree, weighted so that the
-error is that of positions, and the best after that is the result.
+They compete at the threshold and at half of it: a homography with strong perspective can lie within
+the threshold of a thing and of the background beside it, but fits neither well. The best few are
+refined by least squares on the matches that agree, weighted so that the error is that of positions,
+and the best of either competition after that is a candidate. The same on the matches that the last
+candidate leaves gives more (sequential RANSAC): a thing full of texture may have more matches than
+the background, and the frames tell which is which (`camera_motion.judged`).
 
 The random numbers are counted (Philox), drawn from the seed and the hypothesis' number alone, so
 that a pair's result has nothing to do with the batch. Coordinates are centred on the frame and
@@ -21,16 +25,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..reference.camera_motion import ENOUGH_INLIERS, ENOUGH_MATCHES, LARGEST_ZOOM
+from ..reference.camera_motion import (
+    ENOUGH_INLIERS,
+    ENOUGH_MATCHES,
+    LARGEST_ZOOM,
+    LEFT,
+    ROUNDS,
+    SCALES,
+)
 
 HYPOTHESES = 1024
 """Of four matches each: if 3 in 10 matches agree, eight are of those alone."""
 SAMPLE = 256
 """Matches on which every hypothesis is scored."""
-BEST = 32
-"""Hypotheses that are scored on all matches."""
-REFINED = 4
-"""Hypotheses that are refined."""
+BEST = 16
+"""Hypotheses of each competition that are scored on all matches."""
+REFINED = 2
+"""Hypotheses of each competition that are refined."""
 REFINEMENTS = (3.0, 2.0, 1.0, 1.0)
 """Thresholds, as multiples, within which matches take part in each refinement."""
 POLISH = (0.7, 0.5, 0.35, 0.25, 0.25)
@@ -44,14 +55,17 @@ PAIRS = 2
 
 
 class Estimate(NamedTuple):
-    """Homographies [P, 3, 3] float64, matches that agree [P] int64, whether one was found [P]."""
+    """Homographies [P, 3, 3] float64, matches that agree [P] int64, whether one was found [P].
+
+    Of candidates each has a dimension more, [P, M, ...].
+    """
 
     homographies: torch.Tensor
     inliers: torch.Tensor
     ok: torch.Tensor
 
 
-def ransac(
+def candidates(
     source: torch.Tensor,
     target: torch.Tensor,
     valid: torch.Tensor,
@@ -59,27 +73,58 @@ def ransac(
     threshold: float,
     seed: int,
 ) -> Estimate:
-    """The homography of each pair from matches [P, N, 2] px of frames of `shape` (H, W)."""
+    """Candidates [P, M] from matches [P, N, 2] px of frames of `shape` (H, W)."""
     part = PAIRS if source.device.type == "cpu" else max(len(source), 1)
     found = [
-        _ransac(*some, shape, threshold, seed)
+        _candidates(*some, shape, threshold, seed)
         for some in zip(source.split(part), target.split(part), valid.split(part), strict=True)
     ]
     return Estimate(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _candidates(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    valid: torch.Tensor,
+    shape: tuple[int, int],
+    threshold: float,
+    seed: int,
+) -> Estimate:
+    """Candidates, a few from all matches and more from those that the last of these leaves."""
+    models, left, least = [], valid, ENOUGH_MATCHES
+    p, q = source.double(), target.double()
+    for _ in range(ROUNDS):
+        h, found = _ransac(source, target, left, least, shape, threshold, seed)
+        error = _errors(h, p, q)
+        agree = (error <= threshold**2) & found[..., None]
+        ok = (agree & left[:, None]).sum(2) > ENOUGH_INLIERS
+        models.append(Estimate(h, (agree & valid[:, None]).sum(2), ok))
+        left = left & ok[:, -1:] & (error[:, -1] > (LEFT * threshold) ** 2)
+        least = ENOUGH_INLIERS
+    h, inliers, ok = (torch.cat(column, dim=1) for column in zip(*models, strict=True))
+    identity = torch.eye(3, dtype=torch.float64, device=source.device)
+    return Estimate(h.where(ok[..., None, None], identity), inliers, ok)
 
 
 def _ransac(
     source: torch.Tensor,
     target: torch.Tensor,
     valid: torch.Tensor,
+    least: int,
     shape: tuple[int, int],
     threshold: float,
     seed: int,
-) -> Estimate:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best of each competition [P, S, 3, 3], and which there are [P, S].
+
+    There are none, but the identity, for pairs with `least` matches or fewer.
+    """
     pairs, device = len(source), source.device
+    identity = torch.eye(3, dtype=torch.float64, device=device)
     count = valid.sum(1)
-    if source.shape[1] <= ENOUGH_MATCHES:
-        return none(pairs, count * 0, device)
+    if source.shape[1] <= least:
+        none = count.new_zeros((pairs, len(SCALES)), dtype=torch.bool)
+        return identity.expand(*none.shape, 3, 3), none
     # Those that are there first, in their order; as many places as a power of two.
     order = valid.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[..., None]
     room = 1 << (source.shape[1] - 1).bit_length()
@@ -96,6 +141,12 @@ def _ransac(
     limit = (threshold / unit) ** 2
     worth = _worth(p, there)
 
+    def votes(h: torch.Tensor) -> torch.Tensor:
+        return _vote(h, p, q, worth, limit).where(plausible(h, border)[..., None], -1.0)
+
+    def scores(h: torch.Tensor, limit: float) -> torch.Tensor:
+        return _score(h, p, q, worth, limit).where(plausible(h, border), -1.0)
+
     numbers = _numbers(seed, HYPOTHESES, str(device))  # [T, 4] in 0 to 1
     chosen = (numbers * count.clamp_min(1)[:, None, None]).long()
     h = _through_four(_at(p, chosen), _at(q, chosen))
@@ -103,28 +154,22 @@ def _ransac(
     some = (_numbers(seed, SAMPLE // 4, str(device)).flatten() * count.clamp_min(1)[:, None]).long()
     some_p, some_q, some_worth = (_at(part, some).float() for part in (p, q, worth))
     rough = _vote(h.float(), some_p, some_q, some_worth, limit)
-    h = _at(h, rough.where(sane, -1.0).topk(BEST, dim=1).indices)
-    vote = _vote(h, p, q, worth, limit).where(plausible(h, border), -1.0)
-    best = h = _at(h, vote.topk(REFINED, dim=1).indices)
-    highest = _score(h, p, q, worth, limit).where(plausible(h, border), -1.0)
+    h = _at(h, rough.where(sane[..., None], -1.0).topk(BEST, dim=1).indices.flatten(1))
+    h = _at(h, votes(h).topk(REFINED, dim=1).indices.flatten(1))
+    best, highest = h, scores(h, limit)
     for factor in REFINEMENTS:
         h = _refined(h, p, q, worth, limit * factor**2)
-        score = _score(h, p, q, worth, limit).where(plausible(h, border), -1.0)
+        score = scores(h, limit)
         best = h.where((score > highest)[..., None, None], best)
         highest = torch.maximum(highest, score)
-    vote = _vote(best, p, q, worth, limit).where(plausible(best, border), -1.0)
-    index = vote.max(dim=1, keepdim=True).indices
+    index = votes(best).max(dim=1).indices
     best, highest = _at(best, index), highest.gather(1, index)
     # What agrees to a part of the threshold knows better, if that is most of it.
     h = best
     for factor in POLISH:
         h = _refined(h, p, q, worth, limit * factor**2)
-    tight = _score(h, p, q, worth, limit * TIGHT**2).where(plausible(h, border), -1.0)
-    best = h.where((tight >= STILL * highest)[..., None, None], best)[:, 0]
-    inliers = ((_errors(best[:, None], p, q)[:, 0] <= limit) & there).sum(1)
-    enough = (count > ENOUGH_MATCHES) & (highest[:, 0] > 0)
-    inliers = inliers.where(enough, 0)
-    ok = enough & (inliers > ENOUGH_INLIERS)
+    tight = scores(h, limit * TIGHT**2)
+    best = h.where((tight >= STILL * highest)[..., None, None], best)
     # Back to pixels.
     scale = torch.diag(middle.new_tensor([1 / unit, 1 / unit, 1]))
     shift = torch.eye(3, dtype=torch.float64, device=device)
@@ -137,15 +182,8 @@ def _ransac(
     )
     result = _product(out, _product(best, into))
     result = result / result[..., 2:, 2:]
-    ok = ok & result.flatten(1).isfinite().all(1)
-    identity = torch.eye(3, dtype=torch.float64, device=device)
-    return Estimate(result.where(ok[:, None, None], identity), inliers, ok)
-
-
-def none(pairs: int, inliers: torch.Tensor, device: torch.device) -> Estimate:
-    """The identity for every pair."""
-    identity = torch.eye(3, dtype=torch.float64, device=device).repeat(pairs, 1, 1)
-    return Estimate(identity, inliers, torch.zeros(pairs, dtype=torch.bool, device=device))
+    found = (count > least)[:, None] & (highest > 0) & result.flatten(2).isfinite().all(2)
+    return result.where(found[..., None, None], identity), found
 
 
 @lru_cache(maxsize=16)
@@ -248,11 +286,9 @@ def _errors(h: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return du * du + dv * dv
 
 
-def _gains(
-    h: torch.Tensor, p: torch.Tensor, q: torch.Tensor, worth: torch.Tensor, limit: float
-) -> torch.Tensor:
+def _gains(errors: torch.Tensor, worth: torch.Tensor, limit: float) -> torch.Tensor:
     """What each match [P, T, N] adds to a score; one that is not finite adds nothing."""
-    gain = (1 - _errors(h, p, q) / limit).nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0)
+    gain = (1 - errors / limit).nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0)
     return gain * worth[:, None]
 
 
@@ -260,26 +296,30 @@ def _score(
     h: torch.Tensor, p: torch.Tensor, q: torch.Tensor, worth: torch.Tensor, limit: float
 ) -> torch.Tensor:
     """MSAC scores [P, T] of matches that are worth so much."""
-    return _halves(_gains(h, p, q, worth, limit))
+    return halves(_gains(_errors(h, p, q), worth, limit))
 
 
 def _vote(
     h: torch.Tensor, p: torch.Tensor, q: torch.Tensor, worth: torch.Tensor, limit: float
 ) -> torch.Tensor:
-    """Scores [P, T] by which hypotheses compete: MSAC times how far what agrees is spread.
+    """Scores [P, T, S] by which hypotheses compete: MSAC times how far what agrees is spread.
 
     Spread is the fourth root of the determinant of the matches' covariance: the root of an area.
     The background surrounds a thing, so what agrees with the camera reaches farther over the frame.
     """
-    gain = _gains(h, p, q, worth, limit)
-    total = _halves(gain)
+    errors = _errors(h, p, q)
     x, y = (part[:, None] for part in p.unbind(-1))
-    least = total.clamp_min(1e-9)
-    mx, my = _halves(gain * x) / least, _halves(gain * y) / least
-    xx, yy = _halves(gain * (x * x)) / least - mx * mx, _halves(gain * (y * y)) / least - my * my
-    xy = _halves(gain * (x * y)) / least - mx * my
-    # The fourth root: a power would round by the place of a value in its vector.
-    return total * (xx * yy - xy * xy).clamp_min(0.0).sqrt().sqrt()
+    votes = []
+    for scale in SCALES:
+        gain = _gains(errors, worth, limit * scale**2)
+        total = halves(gain)
+        least = total.clamp_min(1e-9)
+        mx, my = halves(gain * x) / least, halves(gain * y) / least
+        xx, yy = halves(gain * (x * x)) / least - mx * mx, halves(gain * (y * y)) / least - my * my
+        xy = halves(gain * (x * y)) / least - mx * my
+        # The fourth root: a power would round by the place of a value in its vector.
+        votes.append(total * (xx * yy - xy * xy).clamp_min(0.0).sqrt().sqrt())
+    return torch.stack(votes, dim=-1)
 
 
 def _worth(points: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
@@ -294,7 +334,7 @@ def _worth(points: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
     return there / held.gather(1, at).clamp_min(1).double()
 
 
-def _halves(values: torch.Tensor) -> torch.Tensor:
+def halves(values: torch.Tensor) -> torch.Tensor:
     """Sums over the last dimension, a power of two long: the second half onto the first, and on."""
     while values.shape[-1] > 1:
         half = values.shape[-1] // 2
@@ -319,7 +359,7 @@ def _refined(
     weight = (share / (w * w)).nan_to_num(0.0, 0.0, 0.0)
     monomials = [x * x, x * y, x, y * y, y, torch.ones_like(x)]
     factors = [torch.ones_like(u), u, v, u * u + v * v]
-    s = [[_halves(weight * (m * f)) for m in monomials] for f in factors]
+    s = [[halves(weight * (m * f)) for m in monomials] for f in factors]
     one, by_u, by_v, by_both = s
     zero = torch.zeros_like(one[0])
     # Unknowns: h00 h01 h02, h10 h11 h12, h20 h21.
