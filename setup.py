@@ -23,6 +23,7 @@ from setuptools.errors import CompileError
 
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 STAGES = ("trajectories", "descriptors", "patch_norm", "optical_flow")
+CPU_STAGES = (*STAGES, "homography")
 # The headers promise separately rounded products and sums; -fno-math-errno lets sqrt be one
 # instruction, -fno-trapping-math lets comparisons be vectorised.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
@@ -81,7 +82,7 @@ class BuildNative(build_ext):
         variants = X86_VARIANTS if x86 else {"baseline": []}
         objects = []
         for name, flags in variants.items():
-            for stage in STAGES:
+            for stage in CPU_STAGES:
                 macros = [("MME_ISA", name)]
                 objects += self.compile(f"csrc/cpu/{stage}.cpp", f"cpu_{name}", flags, macros)
         macros = [("MME_X86", "1")] if x86 else []

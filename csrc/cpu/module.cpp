@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "homography.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -21,6 +22,16 @@ struct Variant {
   std::string name;
   const Kernels *trajectories, *descriptors, *patch_norm, *optical_flow;
 };
+
+// The kernels of homographies for the instruction set in use.
+const HomographyKernels& homography_kernels(const std::string& isa) {
+#if defined(MME_X86)
+  if (isa == "avx512") return avx512::kHomography;
+  if (isa == "avx2") return avx2::kHomography;
+#endif
+  (void)isa;
+  return baseline::kHomography;
+}
 
 // What was built and this processor can run, best last.
 std::vector<Variant> variants() {
@@ -121,6 +132,46 @@ bool optical_flow(uintptr_t frames, bool is_u8, long channels, long height, long
       pointer<float>(out), pointer<int64_t>(work), threads);
 }
 
+bool homographies(uintptr_t source, uintptr_t target, uintptr_t valid, long pairs, long room,
+                  long height, long width, uintptr_t numbers, const RansacOptions& options,
+                  uintptr_t out, uintptr_t inliers, uintptr_t ok, int threads) {
+  return homography_kernels(active().name)
+      .candidates(pointer<const float>(source), pointer<const float>(target),
+                  pointer<const bool>(valid), pairs, room, height, width,
+                  pointer<const double>(numbers), options, pointer<double>(out),
+                  pointer<int64_t>(inliers), pointer<bool>(ok), threads);
+}
+
+bool explained(uintptr_t first, uintptr_t second, uintptr_t models, uintptr_t ok, long pairs,
+               long count, long height, long width, int step, int samples, float noise, int border,
+               uintptr_t scores, int threads) {
+  return homography_kernels(active().name)
+      .explained(pointer<const float>(first), pointer<const float>(second),
+                 pointer<const double>(models), pointer<const bool>(ok), pairs, count, height,
+                 width, step, samples, noise, border, pointer<double>(scores), threads);
+}
+
+// From a dictionary of the fields' names; lists end with zeros.
+RansacOptions ransac_options(const py::dict& given) {
+  RansacOptions o{};
+  const auto list = [&](const char* name, double* to, size_t most) {
+    const auto values = given[name].cast<std::vector<double>>();
+    if (values.size() > most) throw std::runtime_error(std::string(name) + " is too long");
+    for (size_t i = 0; i < values.size(); ++i) to[i] = values[i];
+  };
+  o.threshold = given["threshold"].cast<double>(), o.tight = given["tight"].cast<double>();
+  o.still = given["still"].cast<double>(), o.left = given["left"].cast<double>();
+  o.largest_zoom = given["largest_zoom"].cast<double>();
+  list("scales", o.scales, kCompetitions), list("refinements", o.refinements, kMostRefinements);
+  list("polish", o.polish, kMostRefinements);
+  o.hypotheses = given["hypotheses"].cast<int>(), o.sample = given["sample"].cast<int>();
+  o.best = given["best"].cast<int>(), o.refined = given["refined"].cast<int>();
+  o.squares = given["squares"].cast<int>(), o.rounds = given["rounds"].cast<int>();
+  o.enough_matches = given["enough_matches"].cast<int>();
+  o.enough_inliers = given["enough_inliers"].cast<int>();
+  return o;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -132,6 +183,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("windows", &windows, release);
   m.def("patch_norm", &patch_norm, release);
   m.def("optical_flow", &optical_flow, release);
+  py::class_<RansacOptions>(m, "RansacOptions").def(py::init(&ransac_options));
+  m.def("homographies", &homographies, release);
+  m.def("explained", &explained, release);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");
   m.def(
       "use_isa", [](const std::string& name) { active() = choose(name); },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .. import native
 from ..reference import camera_motion as reference
 from ..reference.camera_motion import (
     BORDER,
@@ -137,6 +138,10 @@ def explained(
     first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor, ok: torch.Tensor
 ) -> torch.Tensor:
     """Scores [P, M] of homographies [P, M, 3, 3] by frames [P, H, W]; -1 where not `ok` [P, M]."""
+    if homography.has_kernels(first):
+        return native.explained(
+            first, second, homographies, ok, step=STEP, samples=SAMPLES, noise=NOISE, border=BORDER
+        )
     height, width = first.shape[1:]
     rows, columns = (torch.arange(1, n, STEP, device=first.device) for n in (height, width))
     y, x = torch.meshgrid(rows.double(), columns.double(), indexing="ij")
@@ -144,7 +149,7 @@ def explained(
     seen, inside = _looked_up(second.repeat_interleave(models, 0), homographies.flatten(0, 1), x, y)
     seen, inside = (part.unflatten(0, (-1, models)) for part in (seen, inside))
     there = (inside | ~ok[..., None, None]).all(1, keepdim=True)
-    off = (seen - first[:, None, rows[:, None], columns]).where(there, 0.0)
+    off = (seen - first[:, None, rows[:, None], columns]).where(there, 0.0).double()
 
     def squares(values: torch.Tensor) -> torch.Tensor:
         """Sums over squares of SAMPLES x SAMPLES, in one order of addition."""
@@ -154,7 +159,7 @@ def explained(
         parts = homography.halves(parts.unflatten(-1, (wide, SAMPLES)))
         return homography.halves(parts.mT.unflatten(-1, (high, SAMPLES))).mT
 
-    count = squares(there.float())
+    count = squares(there.double())
     most = count.clamp_min(1.0)
     mean = squares(off) / most
     deviation = (squares(off * off) / most - mean * mean).clamp_min(0.0).sqrt()

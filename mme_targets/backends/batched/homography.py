@@ -19,12 +19,13 @@ is the same however many places are empty.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .. import native, unavailable
 from ..reference.camera_motion import (
     ENOUGH_INLIERS,
     ENOUGH_MATCHES,
@@ -74,12 +75,32 @@ def candidates(
     seed: int,
 ) -> Estimate:
     """Candidates [P, M] from matches [P, N, 2] px of frames of `shape` (H, W)."""
+    if has_kernels(source):
+        numbers = _numbers(seed, HYPOTHESES, "cpu")
+        options = {**_options(), "threshold": threshold}
+        return Estimate(*native.homographies(source, target, valid, numbers, shape, options))
     part = PAIRS if source.device.type == "cpu" else max(len(source), 1)
     found = [
         _candidates(*some, shape, threshold, seed)
         for some in zip(source.split(part), target.split(part), valid.split(part), strict=True)
     ]
     return Estimate(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def has_kernels(tensor: torch.Tensor) -> bool:
+    """Whether the cpu floor's kernels, which find the same up to rounding, take this tensor."""
+    return tensor.device.type == "cpu" and unavailable("cpu", "cpu") is None
+
+
+def _options() -> dict[str, Any]:
+    """What csrc/cpu/homography.h must know."""
+    return {
+        "scales": SCALES, "refinements": REFINEMENTS, "polish": POLISH, "rounds": ROUNDS,
+        "hypotheses": HYPOTHESES, "sample": SAMPLE, "best": BEST, "refined": REFINED,
+        "tight": TIGHT, "still": STILL, "squares": SQUARES, "left": LEFT,
+        "enough_matches": ENOUGH_MATCHES, "enough_inliers": ENOUGH_INLIERS,
+        "largest_zoom": LARGEST_ZOOM,
+    }  # fmt: skip
 
 
 def _candidates(
