@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from floors import FAST, running, threads
 
 from mme_targets.backends.batched import camera_motion as batched
 from mme_targets.backends.batched import homography
@@ -62,8 +63,61 @@ def test_both_of_two_motions_are_candidates(rng: np.random.Generator) -> None:
     assert int(fast.inliers.max()) >= 350
 
 
+def matches_of_all_kinds(rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    """Matches [P, N, 2] twice and which there are [P, N]: a few good sets, and bad ones."""
+    source, target = (part[None].repeat(8, axis=0) for part in two_motions(rng))
+    valid = rng.random((8, 500)) < 0.7
+    target[1] += rng.normal(0, 0.5, target[1].shape)
+    target[2] = rng.uniform(0, 200, target[2].shape)  # nothing agrees
+    valid[3, np.flatnonzero(valid[3])[50:]] = False
+    valid[4] = False
+    source[5] = target[5] = 50
+    source[6, :, 1] = target[6, :, 1] = 7
+    target[7] = source[7] * [-1, 1] + [199, 0]
+    pair = (torch.from_numpy(part).float() for part in (source, target))
+    return *pair, torch.from_numpy(valid)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kernels_find_what_the_operations_find(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """The same up to rounding, and bit for bit on every instruction set, thread and batch."""
+    matches = matches_of_all_kinds(rng)
+    found = []
+    for floor in FAST:
+        for count in (1, 3):
+            with running(floor), threads(count):
+                found.append(homography.candidates(*matches, (200, 200), 1.0, seed))
+    alone = homography.candidates(*(part[1:2] for part in matches), (200, 200), 1.0, seed)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert all(torch.equal(a[1:2], b) for a, b in zip(found[0], alone, strict=True))
+
+    monkeypatch.setattr(homography, "has_kernels", lambda tensor: False)
+    expected = homography.candidates(*matches, (200, 200), 1.0, seed)
+    alone = homography.candidates(*(part[1:2] for part in matches), (200, 200), 1.0, seed)
+    assert all(torch.equal(a[1:2], b) for a, b in zip(expected, alone, strict=True))
+    for k in (0, 1, 2, 3, 4, 5, 7):  # on a line many homographies agree
+        assert torch.equal(found[0].ok[k], expected.ok[k])
+        assert torch.equal(found[0].inliers[k], expected.inliers[k])
+        apart = (found[0].homographies[k] - expected.homographies[k]).abs()
+        assert float(apart.max()) < 1e-6
+    assert expected.ok[:2].all()
+    assert not expected.ok[2:6].any()
+    assert found[0].homographies.isfinite().all()
+
+
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("shape", [(64, 96), (75, 131), (16, 16), (1, 40)])
-def test_floors_score_alike(rng: np.random.Generator, shape: tuple[int, int]) -> None:
+def test_floors_score_alike(
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int],
+    kernels: bool,
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(homography, "has_kernels", lambda tensor: False)
     first, second = rng.integers(0, 256, (2, *shape), dtype=np.uint8)
     models = [np.eye(3), np.array([[1.03, 0.02, 2.3], [-0.01, 0.98, -1.6], [1e-4, -2e-4, 1]])]
     expected = reference.explained(first, second, models)
@@ -74,7 +128,7 @@ def test_floors_score_alike(rng: np.random.Generator, shape: tuple[int, int]) ->
         torch.tensor([[True, False, True]]),
     )[0].numpy()
     assert found[1] == -1  # and does not keep the others from being compared
-    assert np.abs(found[::2] - expected).max() < 1e-3 * max(expected.max(), 1)
+    assert np.abs(found[::2] - expected).max() < 1e-6 * max(expected.max(), 1)
 
 
 @pytest.mark.parametrize("floor", ["reference", "batched"])

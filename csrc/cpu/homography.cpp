@@ -1,5 +1,6 @@
 // Homographies by RANSAC, and how much of two frames each of them explains. Threads share the pairs
 // out.
+#include "compare_frames.h"
 #include "ransac.h"
 #include "threads.h"
 
@@ -9,7 +10,7 @@ namespace mme {
 namespace MME_ISA {
 namespace {
 
-constexpr long kMost = 16;  // lanes of anything, and what counts are rounded up to
+constexpr long kMost = 16;  // lanes of anything
 
 long rounded_up(long count) { return (count + kMost - 1) / kMost * kMost; }
 
@@ -34,7 +35,8 @@ struct Frame {
   double unit, middle_x, middle_y;
 
   Frame(long height, long width)
-      : unit((height > width ? height : width) / 2.), middle_x((width - 1) / 2.),
+      : unit((height > width ? height : width) / 2.),
+        middle_x((width - 1) / 2.),
         middle_y((height - 1) / 2.) {}
 };
 
@@ -104,7 +106,10 @@ struct Ransac {
   }
 
   Ransac(const RansacOptions& options, const double* drawn, long height, long width, long count)
-      : o(options), numbers(drawn), frame(height, width), room(count),
+      : o(options),
+        numbers(drawn),
+        frame(height, width),
+        room(count),
         chosen(rounded_up(kCompetitions * o.best)),
         memory(bytes(room, rounded_up(o.hypotheses), chosen, o)) {
     if (memory.all == nullptr) return;
@@ -163,9 +168,10 @@ struct Ransac {
     for (long k = 0; k < many; ++k) some.copy(k, models, places[k]);
     vote_all(some, many, count, limit);
     for (int s = 0; s < kCompetitions; ++s) {
-      largest(votes + s * many, many, o.refined, places + s * o.refined);
+      const long own = static_cast<long>(s) * o.best;
+      largest(votes + s * many + own, o.best, o.refined, places);
+      for (long k = 0; k < o.refined; ++k) best.copy(s * o.refined + k, some, own + places[k]);
     }
-    for (long k = 0; k < kCompetitions * o.refined; ++k) best.copy(k, some, places[k]);
     for (long k = 0; k < kCompetitions * o.refined; ++k) some.copy(k, best, k);
   }
 
@@ -186,7 +192,8 @@ struct Ransac {
     }
   }
 
-  // One round: the best homographies of the first `count` matches, of each competition, into `best`.
+  // One round: the best homographies of the first `count` matches, of each competition, into
+  // `best`.
   void find(long count) {
     const double limit = (o.threshold / frame.unit) * (o.threshold / frame.unit);
     weigh(matches, count, o.squares, held);
@@ -299,84 +306,10 @@ bool candidates(const float* source, const float* target, const bool* valid, lon
   return enough_memory;
 }
 
-// How two frames are compared: homography by homography, at every `step`-th pixel in squares.
-struct Comparison {
-  const float *first, *second;
-  long height, width;
-  int step, samples, border;
-
-  // Differences of samples (x + step i, y) where a homography takes them, and which it does.
-  MME_WIDE void row(const double* h, long x, long y, int count, float* off, bool* inside) const {
-    const double right = width - 1 - border, bottom = height - 1 - border;
-    double px[kMost], py[kMost];
-    for (int i = 0; i < count; ++i) {
-      const double at = static_cast<double>(x + i * step), down = static_cast<double>(y);
-      const double inverse = 1 / (h[6] * at + h[7] * down + h[8]);
-      px[i] = (h[0] * at + h[1] * down + h[2]) * inverse;
-      py[i] = (h[3] * at + h[4] * down + h[5]) * inverse;
-      inside[i] = (px[i] >= border) & (px[i] <= right) & (py[i] >= border) & (py[i] <= bottom);
-    }
-    for (int i = 0; i < count; ++i) {
-      off[i] = 0;
-      if (!inside[i]) continue;
-      const long left = static_cast<long>(px[i]), top = static_cast<long>(py[i]);
-      const long next = left + (left + 1 < width), below = top + (top + 1 < height);
-      const float fx = static_cast<float>(px[i] - left), fy = static_cast<float>(py[i] - top);
-      const float *a = second + top * width, *b = second + below * width;
-      const float upper = a[left] + fx * (a[next] - a[left]);
-      const float lower = b[left] + fx * (b[next] - b[left]);
-      off[i] = upper + fy * (lower - upper) - first[y * width + x + i * step];
-    }
-  }
-};
-
-constexpr int kMostModels = 8;
-
-// Scores of different homographies of a pair: camera_motion.py's explained.
-void compare(const Comparison& c, const double* const* models, int many, float noise,
-             double* scores) {
-  const long square = static_cast<long>(c.step) * c.samples;
-  for (int m = 0; m < many; ++m) scores[m] = 0;
-  for (long top = 1; top < c.height; top += square) {
-    for (long left = 1; left < c.width; left += square) {
-      float off[kMostModels][kMost * kMost];
-      bool inside[kMostModels][kMost * kMost];
-      int count = 0;
-      for (long y = top; y < top + square && y < c.height; y += c.step) {
-        const long rest = (c.width - left + c.step - 1) / c.step;
-        const int across = static_cast<int>(rest < c.samples ? rest : c.samples);
-        for (int m = 0; m < many; ++m) {
-          c.row(models[m], left, y, across, off[m] + count, inside[m] + count);
-        }
-        count += across;
-      }
-      int there = 0;
-      double sum[kMostModels] = {}, squares[kMostModels] = {};
-      for (int i = 0; i < count; ++i) {
-        bool all = true;
-        for (int m = 0; m < many; ++m) all &= inside[m][i];
-        if (!all) continue;
-        ++there;
-        for (int m = 0; m < many; ++m) {
-          sum[m] += off[m][i], squares[m] += static_cast<double>(off[m][i]) * off[m][i];
-        }
-      }
-      if (there * 4 <= c.samples * c.samples) continue;
-      double deviations[kMostModels], least = 0;
-      for (int m = 0; m < many; ++m) {
-        const double mean = sum[m] / there, variance = squares[m] / there - mean * mean;
-        deviations[m] = __builtin_sqrt(variance > 0 ? variance : 0);
-        least = m == 0 || deviations[m] < least ? deviations[m] : least;
-      }
-      for (int m = 0; m < many; ++m) scores[m] += (least + noise) / (deviations[m] + noise);
-    }
-  }
-}
-
 bool explained(const float* first, const float* second, const double* homographies, const bool* ok,
                long pairs, long models, long height, long width, int step, int samples, float noise,
                int border, double* scores, int threads) {
-  if (samples > kMost || models > kMostModels) return false;
+  if (samples > kMostSamples || models > kMostModels) return false;
   const long frame = height * width;
   parallel_for(pairs, 1, threads, [&](long begin, long end) {
     for (long p = begin; p < end; ++p) {
@@ -393,10 +326,11 @@ bool explained(const float* first, const float* second, const double* homographi
         if (place[m] < 0) place[m] = many, different[many++] = h;
       }
       double found[kMostModels];
-      const Comparison comparison{first + p * frame, second + p * frame, height, width,
-                                  step, samples, border};
+      const Comparison comparison{
+          first + p * frame, second + p * frame, height, width, step, samples, border};
       compare(comparison, different, many, noise, found);
-      for (long m = 0; m < models; ++m) scores[p * models + m] = place[m] < 0 ? -1 : found[place[m]];
+      for (long m = 0; m < models; ++m)
+        scores[p * models + m] = place[m] < 0 ? -1 : found[place[m]];
     }
   });
   return true;

@@ -16,7 +16,7 @@ from ..reference.camera_motion import (
     Settings,
 )
 from ..reference.optical_flow import in_parallel
-from . import homography, interest_points, matches
+from . import fitting, homography, interest_points, matches
 from .homography import Estimate
 
 PAIRS = 4
@@ -156,8 +156,8 @@ def explained(
         bottom, right = (-n % SAMPLES for n in values.shape[-2:])
         parts = F.pad(values, [0, right, 0, bottom])
         high, wide = (n // SAMPLES for n in parts.shape[-2:])
-        parts = homography.halves(parts.unflatten(-1, (wide, SAMPLES)))
-        return homography.halves(parts.mT.unflatten(-1, (high, SAMPLES))).mT
+        parts = fitting.halves(parts.unflatten(-1, (wide, SAMPLES)))
+        return fitting.halves(parts.mT.unflatten(-1, (high, SAMPLES))).mT
 
     count = squares(there.double())
     most = count.clamp_min(1.0)
@@ -168,7 +168,7 @@ def explained(
     share = share.where(count > SAMPLES * SAMPLES / 4, 0.0)
     share = share.flatten(2)
     room = 1 << (share.shape[2] - 1).bit_length() if share.shape[2] else 1
-    return homography.halves(F.pad(share, [0, room - share.shape[2]])).where(ok, -1.0)
+    return fitting.halves(F.pad(share, [0, room - share.shape[2]])).where(ok, -1.0)
 
 
 def _looked_up(
