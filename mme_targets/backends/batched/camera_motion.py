@@ -16,7 +16,7 @@ from ..reference.camera_motion import (
     Settings,
 )
 from ..reference.optical_flow import in_parallel
-from . import fitting, homography, interest_points, matches
+from . import homography, interest_points, matches
 from .homography import Estimate
 
 PAIRS = 4
@@ -142,6 +142,8 @@ def explained(
         return native.explained(
             first, second, homographies, ok, step=STEP, samples=SAMPLES, noise=NOISE, border=BORDER
         )
+    from . import fitting
+
     height, width = first.shape[1:]
     rows, columns = (torch.arange(1, n, STEP, device=first.device) for n in (height, width))
     y, x = torch.meshgrid(rows.double(), columns.double(), indexing="ij")

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..reference.camera_motion import LARGEST_ZOOM, SCALES
-
-SQUARES = 12
-"""Squares along the frame's longer side that count alike."""
+from .homography import SQUARES
 
 
 def at(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,6 @@ from ..reference.camera_motion import (
     ROUNDS,
     SCALES,
 )
-from . import fitting
 
 HYPOTHESES = 1024
 """Of four matches each: if 3 in 10 matches agree, eight are of those alone."""
@@ -49,6 +48,8 @@ POLISH = (0.7, 0.5, 0.35, 0.25, 0.25)
 """The same for the best of them at the end."""
 TIGHT, STILL = 0.35, 0.4
 """It counts if its score at so much of the threshold is this much of the score before."""
+SQUARES = 12
+"""Squares along the frame's longer side that count alike."""
 PAIRS = 2
 """Pairs at a time on a CPU, whose caches hold no more."""
 
@@ -95,7 +96,7 @@ def _options() -> dict[str, Any]:
     return {
         "scales": SCALES, "refinements": REFINEMENTS, "polish": POLISH, "rounds": ROUNDS,
         "hypotheses": HYPOTHESES, "sample": SAMPLE, "best": BEST, "refined": REFINED,
-        "tight": TIGHT, "still": STILL, "squares": fitting.SQUARES, "left": LEFT,
+        "tight": TIGHT, "still": STILL, "squares": SQUARES, "left": LEFT,
         "enough_matches": ENOUGH_MATCHES, "enough_inliers": ENOUGH_INLIERS,
         "largest_zoom": LARGEST_ZOOM,
     }  # fmt: skip
@@ -110,6 +111,8 @@ def _candidates(
     seed: int,
 ) -> Estimate:
     """Candidates, a few from all matches and more from those that the last of these leaves."""
+    from . import fitting
+
     models, left, least = [], valid, ENOUGH_MATCHES
     p, q = source.double(), target.double()
     for _ in range(ROUNDS):
@@ -138,6 +141,8 @@ def _ransac(
 
     There are none, but the identity, for pairs with `least` matches or fewer.
     """
+    from . import fitting
+
     pairs, device = len(source), source.device
     identity = torch.eye(3, dtype=torch.float64, device=device)
     count = valid.sum(1)
