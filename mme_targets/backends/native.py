@@ -239,13 +239,17 @@ def explained(
     noise: float,
     border: int,
 ) -> torch.Tensor:
-    """Scores [P, M] float64 of homographies on the CPU: see `batched.camera_motion.explained`."""
+    """Scores [P, M] float64 of homographies on the CPU: see `batched.camera_motion.explained`.
+
+    At most 16 samples and 8 homographies of a pair.
+    """
     first, second = (_ready(part, torch.float32) for part in (first, second))
     homographies, ok = _ready(homographies, torch.float64), _ready(ok, torch.bool)
     scores = torch.empty(ok.shape, dtype=torch.float64)
-    _module(first).explained(
+    if not _module(first).explained(
         first.data_ptr(), second.data_ptr(), homographies.data_ptr(), ok.data_ptr(),
         *ok.shape, *first.shape[1:], step, samples, noise, border,
         scores.data_ptr(), *_context(first),
-    )  # fmt: skip
+    ):  # fmt: skip
+        raise ValueError(f"{samples} samples, {ok.shape[1]} homographies; at most 16 and 8")
     return scores

@@ -44,11 +44,11 @@ REFINED = 4
 """Hypotheses of each competition that are refined."""
 REFINEMENTS = (3.0, 2.0, 1.0, 1.0)
 """Thresholds, as multiples, within which matches take part in each refinement."""
-POLISH = (0.7, 0.5, 0.35, 0.25, 0.25)
+POLISH = (0.7, 0.5, 0.35, 0.25, 0.25, 0.25)
 """The same for the best of them at the end."""
 TIGHT, STILL = 0.35, 0.4
 """It counts if its score at so much of the threshold is this much of the score before."""
-SQUARES = 12
+SQUARES = 16
 """Squares along the frame's longer side that count alike."""
 PAIRS = 2
 """Pairs at a time on a CPU, whose caches hold no more."""
