@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from floors import threads
+from floors import FAST, running, threads
 from mahotas.features import surf as mahotas_surf
 
+from mme_targets.backends import native
 from mme_targets.backends.batched import camera_motion as batched
-from mme_targets.backends.batched import interest_points, matches
+from mme_targets.backends.batched import homography, interest_points, matches
 from mme_targets.backends.reference import camera_motion as slow
 from mme_targets.backends.reference import interest_points as reference
 from mme_targets.config import SurfConfig
@@ -35,17 +36,26 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_floors_agree_bit_for_bit(rng: np.random.Generator, config: SurfConfig) -> None:
     images = np.stack([texture(rng, 101, 128) for _ in range(2)])
-    found = interest_points.surf(torch.from_numpy(images), config)
-    for k, image in enumerate(images):
-        expected = reference.surf(image, config)
-        kept = found.valid[k].numpy()
-        assert kept.sum() == len(expected.points) <= config.features
-        for name in reference.Points._fields:
-            ours, theirs = getattr(found, name)[k].numpy()[kept], getattr(expected, name)
-            if name == "directions":  # NumPy's scalars and torch divide to within an ulp
-                assert np.allclose(ours, theirs, rtol=0, atol=2e-7)
-            else:
-                assert np.array_equal(ours, theirs), name
+    expected = [reference.surf(image, config) for image in images]
+    for floor in ("torch", *FAST):
+        found = points_of(images, config, floor)
+        for k, right in enumerate(expected):
+            kept = found.valid[k].numpy()
+            assert kept.sum() == len(right.points) <= config.features
+            for name in reference.Points._fields:
+                ours, theirs = getattr(found, name)[k].numpy()[kept], getattr(right, name)
+                if (name, floor) == ("directions", "torch"):  # it divides to within an ulp
+                    assert np.allclose(ours, theirs, rtol=0, atol=2e-7)
+                else:
+                    assert np.array_equal(ours, theirs), (name, floor)
+
+
+def points_of(images: np.ndarray, config: SurfConfig, floor: str) -> interest_points.Points:
+    """By torch operations, or by the kernels of an instruction set."""
+    if floor == "torch":
+        return interest_points.surf(torch.from_numpy(images), config)
+    with running(floor):
+        return interest_points.Points(*native.surf(torch.from_numpy(images), config))
 
 
 def test_points_are_those_of_another_library(rng: np.random.Generator) -> None:
@@ -98,19 +108,62 @@ def test_turned_points_have_turned_directions_and_like_descriptors(
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (8, 9), (9, 9), (31, 33), (60, 200)])
 def test_flat_and_tiny_frames(rng: np.random.Generator, size: tuple[int, int]) -> None:
     noise = rng.integers(0, 256, (2, *size), dtype=np.uint8)
-    for images in (noise, np.full_like(noise, 90)):
-        found = interest_points.surf(torch.from_numpy(images), SurfConfig())
-        assert found.descriptors.isfinite().all()
-        for k in range(2):
-            assert found.valid[k].sum() == len(reference.surf(images[k], SurfConfig()).points)
-    points, valid = matches.corners(torch.from_numpy(np.full_like(noise, 90)))
-    assert not valid.any()
-    assert points.isfinite().all()
+    flat = np.full_like(noise, 90)
+    for images in (noise, flat):
+        expected = [len(reference.surf(image, SurfConfig()).points) for image in images]
+        for floor in ("torch", *FAST):
+            found = points_of(images, SurfConfig(), floor)
+            assert all(part.isfinite().all() for part in found)
+            assert found.valid.sum(1).tolist() == expected
+    for floor in ("torch", *FAST):
+        points, valid = corners_of(flat, floor)
+        assert not valid.any()
+        assert points.isfinite().all()
 
 
-def test_corners_are_opencvs(rng: np.random.Generator) -> None:
+def test_points_of_a_large_frame_and_of_frames_unlike_each_other(rng: np.random.Generator) -> None:
+    """More maxima than are kept, and frames with other numbers of points beside them."""
+    images = np.stack([rng.integers(0, 256, (250, 347), dtype=np.uint8), texture(rng, 250, 347)])
+    images = np.concatenate([images, np.zeros_like(images[:1])])
+    config = SurfConfig(threshold=50, features=300, upright=False)
+    expected = points_of(images, config, "torch")
+    assert expected.valid[0].sum() > 200
+    for floor in FAST:
+        found = points_of(images, config, floor)
+        assert found.valid.shape == expected.valid.shape
+        for name in ("points", "sizes", "responses", "descriptors", "valid"):
+            ours, theirs = (getattr(points, name)[expected.valid] for points in (found, expected))
+            assert torch.equal(ours, theirs), (name, floor)
+
+
+def corners_of(images: np.ndarray, floor: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """By torch operations, or by the kernels of an instruction set."""
+    frames = torch.from_numpy(images)
+    if floor == "torch":
+        return matches.corners(frames)
+    with running(floor):
+        return batched._corners(frames)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 30), (3, 3), (3, 40), (19, 18), (90, 131)])
+def test_corners_are_the_same_on_every_floor(
+    rng: np.random.Generator, size: tuple[int, int]
+) -> None:
+    """Bit for bit: of noise, of a board whose corners are equal, and of a frame without any."""
+    noise = rng.integers(0, 256, size, dtype=np.uint8)
+    board = (np.add.outer(np.arange(size[0]) // 8, np.arange(size[1]) // 8) % 2 * 200).astype("u1")
+    images = np.stack([noise, board, np.zeros_like(noise)])
+    expected, there = corners_of(images, "torch")
+    for floor in FAST:
+        found, valid = corners_of(images, floor)
+        assert valid.sum(1).tolist() == there.sum(1).tolist()
+        assert torch.equal(found[valid], expected[there])
+
+
+@pytest.mark.parametrize("floor", ["torch", *FAST])
+def test_corners_are_opencvs(rng: np.random.Generator, floor: str) -> None:
     images = np.stack([texture(rng, 90, 130), texture(rng, 90, 130) // 4])
-    points, valid = matches.corners(torch.from_numpy(images))
+    points, valid = corners_of(images, floor)
     for k, image in enumerate(images):
         expected = cv2.goodFeaturesToTrack(image, 1000, 0.001, 3).reshape(-1, 2)
         ours = {tuple(p) for p in points[k][valid[k]].tolist()}
@@ -138,15 +191,25 @@ def test_warp_is_the_references(rng: np.random.Generator) -> None:
     for matrix in (
         np.eye(3),
         np.array([[1.03, 0.02, 4.3], [-0.01, 0.98, -6.6], [1e-4, -2e-4, 1]]),
+        np.array([[1, 0, 1e9], [0, np.nan, 0], [0, 0, 1]]),
     ):
         expected = slow.warp_second(first, second, matrix)
-        planes = (torch.from_numpy(image)[None] for image in (first, second))
-        found = batched.warp_second(*planes, torch.from_numpy(matrix)[None])[0]
-        assert np.abs(found.numpy() - expected).max() < 1e-3
+        planes = [torch.from_numpy(image)[None] for image in (first, second)]
+        by_torch = batched._warp_second(*planes, torch.from_numpy(matrix)[None])
+        assert np.abs(by_torch[0].numpy() - expected).max() < 1e-3
+        for floor in FAST:
+            with running(floor):
+                for some in (planes, [plane.float() for plane in planes]):
+                    found = batched.warp_second(*some, torch.from_numpy(matrix)[None])
+                    assert torch.equal(found, by_torch)
 
 
-def test_batch_and_threads_do_not_matter(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("kernels", [False, True])
+def test_batch_and_threads_do_not_matter(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kernels: bool
+) -> None:
     """Bit for bit, the refined homographies too."""
+    monkeypatch.setattr(homography, "has_kernels", lambda frames: kernels)
     images = torch.from_numpy(np.stack([texture(rng, 96, 112) for _ in range(3)]))
     images = torch.cat([images, images.roll((2, -3), (1, 2))])
     pairs = torch.tensor([[0, 3], [1, 4], [2, 5]])

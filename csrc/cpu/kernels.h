@@ -60,14 +60,37 @@ struct Kernels {
                        float* out, int64_t* work, int threads);
 };
 
+// Camera motion: interest points and corners of grey frames. False if memory ran out. A frame's
+// points have room for `most`, or `room`; `found` says how many there are.
+struct CameraKernels {
+  // SURF's points (x, y), their filters' sides and strengths, the strongest first.
+  bool (*surf_points)(const uint8_t* frames, long count, long height, long width, int octaves,
+                      float threshold, long most, float* places, float* sides, float* strengths,
+                      int64_t* found, int threads);
+  // Directions (cos, sin) and descriptors of points whose frames have room for `stride`.
+  bool (*surf_descriptors)(const uint8_t* frames, long count, long height, long width,
+                           const float* places, const float* sides, const int64_t* found,
+                           long stride, long room, const float* falloff, const float* disc,
+                           const float* compass, bool upright, bool extended, float* directions,
+                           float* out, int threads);
+  bool (*corners)(const uint8_t* frames, long count, long height, long width, float quality,
+                  long candidates, long most, float* places, int64_t* found, int threads);
+  // Second frames where homographies [count, 3, 3] take them, the first ones' outside the border.
+  void (*warp)(const void* first, const void* second, bool is_u8, const double* homographies,
+               long count, long height, long width, int border, float* out, int threads);
+};
+
 namespace baseline {
 extern const Kernels kTrajectories, kDescriptors, kPatchNorm, kOpticalFlow;
-}
+extern const CameraKernels kCameraMotion;
+}  // namespace baseline
 namespace avx2 {
 extern const Kernels kTrajectories, kDescriptors, kPatchNorm, kOpticalFlow;
-}
+extern const CameraKernels kCameraMotion;
+}  // namespace avx2
 namespace avx512 {
 extern const Kernels kTrajectories, kDescriptors, kPatchNorm, kOpticalFlow;
-}
+extern const CameraKernels kCameraMotion;
+}  // namespace avx512
 
 }  // namespace mme

@@ -21,31 +21,24 @@ namespace {
 struct Variant {
   std::string name;
   const Kernels *trajectories, *descriptors, *patch_norm, *optical_flow;
+  const CameraKernels* camera_motion;
+  const HomographyKernels* homography;
 };
-
-// The kernels of homographies for the instruction set in use.
-const HomographyKernels& homography_kernels(const std::string& isa) {
-#if defined(MME_X86)
-  if (isa == "avx512") return avx512::kHomography;
-  if (isa == "avx2") return avx2::kHomography;
-#endif
-  (void)isa;
-  return baseline::kHomography;
-}
 
 // What was built and this processor can run, best last.
 std::vector<Variant> variants() {
   std::vector<Variant> list{{"baseline", &baseline::kTrajectories, &baseline::kDescriptors,
-                             &baseline::kPatchNorm, &baseline::kOpticalFlow}};
+                             &baseline::kPatchNorm, &baseline::kOpticalFlow,
+                             &baseline::kCameraMotion, &baseline::kHomography}};
 #if defined(MME_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
-                    &avx2::kOpticalFlow});
+                    &avx2::kOpticalFlow, &avx2::kCameraMotion, &avx2::kHomography});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.push_back({"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm,
-                      &avx512::kOpticalFlow});
+                      &avx512::kOpticalFlow, &avx512::kCameraMotion, &avx512::kHomography});
     }
   }
 #endif
@@ -135,20 +128,19 @@ bool optical_flow(uintptr_t frames, bool is_u8, long channels, long height, long
 bool homographies(uintptr_t source, uintptr_t target, uintptr_t valid, long pairs, long room,
                   long height, long width, uintptr_t numbers, const RansacOptions& options,
                   uintptr_t out, uintptr_t inliers, uintptr_t ok, int threads) {
-  return homography_kernels(active().name)
-      .candidates(pointer<const float>(source), pointer<const float>(target),
-                  pointer<const bool>(valid), pairs, room, height, width,
-                  pointer<const double>(numbers), options, pointer<double>(out),
-                  pointer<int64_t>(inliers), pointer<bool>(ok), threads);
+  return active().homography->candidates(
+      pointer<const float>(source), pointer<const float>(target), pointer<const bool>(valid), pairs,
+      room, height, width, pointer<const double>(numbers), options, pointer<double>(out),
+      pointer<int64_t>(inliers), pointer<bool>(ok), threads);
 }
 
 bool explained(uintptr_t first, uintptr_t second, uintptr_t models, uintptr_t ok, long pairs,
                long count, long height, long width, int step, int samples, float noise, int border,
                uintptr_t scores, int threads) {
-  return homography_kernels(active().name)
-      .explained(pointer<const float>(first), pointer<const float>(second),
-                 pointer<const double>(models), pointer<const bool>(ok), pairs, count, height,
-                 width, step, samples, noise, border, pointer<double>(scores), threads);
+  return active().homography->explained(pointer<const float>(first), pointer<const float>(second),
+                                        pointer<const double>(models), pointer<const bool>(ok),
+                                        pairs, count, height, width, step, samples, noise, border,
+                                        pointer<double>(scores), threads);
 }
 
 // From a dictionary of the fields' names; lists end with zeros.
@@ -172,6 +164,40 @@ RansacOptions ransac_options(const py::dict& given) {
   return o;
 }
 
+bool surf_points(uintptr_t frames, long count, long height, long width, int octaves,
+                 float threshold, long most, uintptr_t places, uintptr_t sides, uintptr_t strengths,
+                 uintptr_t found, int threads) {
+  return active().camera_motion->surf_points(pointer<const uint8_t>(frames), count, height, width,
+                                             octaves, threshold, most, pointer<float>(places),
+                                             pointer<float>(sides), pointer<float>(strengths),
+                                             pointer<int64_t>(found), threads);
+}
+
+bool surf_descriptors(uintptr_t frames, long count, long height, long width, uintptr_t places,
+                      uintptr_t sides, uintptr_t found, long stride, long room, uintptr_t falloff,
+                      uintptr_t disc, uintptr_t compass, bool upright, bool extended,
+                      uintptr_t directions, uintptr_t out, int threads) {
+  return active().camera_motion->surf_descriptors(
+      pointer<const uint8_t>(frames), count, height, width, pointer<const float>(places),
+      pointer<const float>(sides), pointer<const int64_t>(found), stride, room,
+      pointer<const float>(falloff), pointer<const float>(disc), pointer<const float>(compass),
+      upright, extended, pointer<float>(directions), pointer<float>(out), threads);
+}
+
+bool corners(uintptr_t frames, long count, long height, long width, float quality, long candidates,
+             long most, uintptr_t places, uintptr_t found, int threads) {
+  return active().camera_motion->corners(pointer<const uint8_t>(frames), count, height, width,
+                                         quality, candidates, most, pointer<float>(places),
+                                         pointer<int64_t>(found), threads);
+}
+
+void warp(uintptr_t first, uintptr_t second, bool is_u8, uintptr_t homographies, long count,
+          long height, long width, int border, uintptr_t out, int threads) {
+  active().camera_motion->warp(pointer<const void>(first), pointer<const void>(second), is_u8,
+                               pointer<const double>(homographies), count, height, width, border,
+                               pointer<float>(out), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -186,6 +212,10 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<RansacOptions>(m, "RansacOptions").def(py::init(&ransac_options));
   m.def("homographies", &homographies, release);
   m.def("explained", &explained, release);
+  m.def("surf_points", &surf_points, release);
+  m.def("surf_descriptors", &surf_descriptors, release);
+  m.def("corners", &corners, release);
+  m.def("warp", &warp, release);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");
   m.def(
       "use_isa", [](const std::string& name) { active() = choose(name); },

@@ -115,41 +115,127 @@ struct Texture {
   }
 };
 
-// Samples of (I, Ix, Iy) at kLanes positions: place of the first tap in the texture, weights by
-// tap.
-MME_WIDE void sample(const Texture& image, WideInt x, WideInt y, const Wide wx[4], const Wide wy[4],
+#if defined(__AVX512F__)
+// Lanes whose whole number is `low` or one more: lane 0's number and a neighbour of it.
+struct TwoNeighbours {
+  int low;
+  __mmask16 lower, upper;
+
+  TwoNeighbours() {}
+  explicit MME_WIDE TwoNeighbours(__m512i values) : low(_mm512_cvtsi512_si32(values)) {
+    low -= _mm512_cmpeq_epi32_mask(values, _mm512_set1_epi32(low - 1)) != 0;
+    lower = _mm512_cmpeq_epi32_mask(values, _mm512_set1_epi32(low));
+    upper = _mm512_cmpeq_epi32_mask(values, _mm512_set1_epi32(low + 1));
+  }
+  MME_WIDE bool all(unsigned lanes) const { return (lanes & ~(lower | upper)) == 0; }
+  // Weights of five taps from `low` on, of which each lane has four.
+  MME_WIDE void spread(const Wide weights[4], Wide five[5]) const {
+    five[0] = _mm512_maskz_mov_ps(lower, weights[0]);
+    for (int k = 1; k < 4; ++k) five[k] = _mm512_mask_mov_ps(weights[k], upper, weights[k - 1]);
+    five[4] = _mm512_maskz_mov_ps(upper, weights[3]);
+  }
+};
+#endif
+
+// Where some lanes read a texture: the first tap's place; with AVX-512, whether neighbours read
+// neighbours, but for one pixel, which is found a vector ahead, since branches depend on it.
+struct Taps {
+  static constexpr bool kAhead = kLanes == 16;
+  WideInt x, y;
+  Wide at_x, at_y, part_x, part_y;
+#if defined(__AVX512F__)
+  TwoNeighbours columns, rows;
+  unsigned counted;
+  bool near;
+#endif
+
+  // Of positions in the texture, `count` of which matter; two pixels outside the frame all taps
+  // read its border.
+  MME_WIDE void find(Wide to_x, Wide to_y, Wide one, Wide right, Wide bottom, int count) {
+    at_x = to_x, at_y = to_y;
+    const Wide px = vmin(vmax(at_x, one), right), py = vmin(vmax(at_y, one), bottom);
+    const WideInt ix = truncated(px), iy = truncated(py);
+    part_x = px - to_float(ix), part_y = py - to_float(iy);
+    x = ix - 1, y = iy - 1;
+#if defined(__AVX512F__)
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    columns = TwoNeighbours(_mm512_sub_epi32((__m512i)x, lanes)), rows = TwoNeighbours((__m512i)y);
+    counted = count >= kLanes ? 0xffff : (1u << (count > 0 ? count : 0)) - 1;
+    near = columns.all(counted) && rows.all(counted);
+#else
+    (void)count;
+#endif
+  }
+};
+
+#if defined(__AVX512F__)
+// Samples of near lanes: their taps are in four or five columns, one pixel on from lane to lane,
+// and rows.
+template <bool kFifth>
+MME_WIDE void sample_near(const Texture& image, const Taps& at, const Wide wx[4], const Wide wy[4],
+                          Wide samples[3]) {
+  const long stride = image.stride(), plane = image.plane();
+  const float* from = image.data + Texture::kSide + at.rows.low * stride + at.columns.low;
+  Wide across[5], down[5];
+  at.columns.spread(wx, across), at.rows.spread(wy, down);
+  for (int k = 0; k < 3; ++k) samples[k] = wide(0.f);
+  for (int r = 0; r < 5; ++r, from += stride) {
+    if (r == 4 && at.rows.upper == 0) break;
+    for (int k = 0; k < 3; ++k) {
+      const __m512i a = (__m512i)load(from + k * plane);
+      const __m512i b = (__m512i)load(from + k * plane + kLanes);
+      Wide line = across[0] * (Wide)a;
+      line = madd(across[1], (Wide)_mm512_alignr_epi32(b, a, 1), line);
+      line = madd(across[2], (Wide)_mm512_alignr_epi32(b, a, 2), line);
+      line = madd(across[3], (Wide)_mm512_alignr_epi32(b, a, 3), line);
+      if (kFifth) line = madd(across[4], (Wide)_mm512_alignr_epi32(b, a, 4), line);
+      samples[k] = madd(down[r], line, samples[k]);
+    }
+  }
+}
+#endif
+
+// Samples of (I, Ix, Iy) at some lanes, with weights by tap.
+MME_WIDE void sample(const Texture& image, const Taps& at, const Wide wx[4], const Wide wy[4],
                      Wide samples[3]) {
   const long stride = image.stride();
 #if defined(__AVX512F__)
-  // Neighbours mostly read neighbours: a pass takes every lane that reads from the same 32 pixels
-  // of five rows as the first lane that is left, and permutes them. So there is one pass as a rule,
-  // and 16 at worst.
+  if (at.near) {
+    if (at.columns.upper == 0) {
+      sample_near<false>(image, at, wx, wy, samples);
+    } else {
+      sample_near<true>(image, at, wx, wy, samples);
+    }
+    return;
+  }
+  // Otherwise a pass takes every lane that reads from the same 32 pixels of five rows as the first
+  // lane that is left, and permutes them: 16 at worst.
   constexpr int kBack = 6;  // pixels of them before the first lane's
-  const __m512i px = (__m512i)x, py = (__m512i)y;
+  const __m512i px = (__m512i)at.x, py = (__m512i)at.y;
   alignas(64) int xs[kLanes], ys[kLanes];
   _mm512_store_si512(xs, px), _mm512_store_si512(ys, py);
   for (int k = 0; k < 3; ++k) samples[k] = wide(0.f);
-  for (unsigned left = 0xffff; left != 0;) {
+  for (unsigned left = at.counted; left != 0;) {
     const int lane = __builtin_ctz(left), base = xs[lane] - kBack;
-    const __m512i at = _mm512_sub_epi32(px, _mm512_set1_epi32(base));
+    const __m512i tap = _mm512_sub_epi32(px, _mm512_set1_epi32(base));
     const __mmask16 near =
-        _mm512_mask_cmple_epu32_mask(static_cast<__mmask16>(left), at, _mm512_set1_epi32(32 - 4));
+        _mm512_mask_cmple_epu32_mask(static_cast<__mmask16>(left), tap, _mm512_set1_epi32(32 - 4));
     const __mmask16 above = _mm512_mask_cmpeq_epi32_mask(near, py, _mm512_set1_epi32(ys[lane] - 1));
     const int top = ys[lane] - (above != 0);
     const __mmask16 upper = _mm512_mask_cmpeq_epi32_mask(near, py, _mm512_set1_epi32(top));
     const __mmask16 lower = _mm512_mask_cmpeq_epi32_mask(near, py, _mm512_set1_epi32(top + 1));
     const __mmask16 taken = upper | lower;
-    const __m512i one = _mm512_set1_epi32(1), at1 = _mm512_add_epi32(at, one);
-    const __m512i at2 = _mm512_add_epi32(at1, one), at3 = _mm512_add_epi32(at2, one);
+    const __m512i one = _mm512_set1_epi32(1), tap1 = _mm512_add_epi32(tap, one);
+    const __m512i tap2 = _mm512_add_epi32(tap1, one), tap3 = _mm512_add_epi32(tap2, one);
     const float* from = image.data + Texture::kSide + top * stride + base;
     Wide found[3] = {wide(0.f), wide(0.f), wide(0.f)};
     const auto row = [&](Wide weight) __attribute__((always_inline)) {
       for (int k = 0; k < 3; ++k) {
         const Wide a = load(from + k * image.plane()), b = load(from + k * image.plane() + kLanes);
-        Wide line = wx[0] * _mm512_permutex2var_ps(a, at, b);
-        line = madd(wx[1], _mm512_permutex2var_ps(a, at1, b), line);
-        line = madd(wx[2], _mm512_permutex2var_ps(a, at2, b), line);
-        line = madd(wx[3], _mm512_permutex2var_ps(a, at3, b), line);
+        Wide line = wx[0] * _mm512_permutex2var_ps(a, tap, b);
+        line = madd(wx[1], _mm512_permutex2var_ps(a, tap1, b), line);
+        line = madd(wx[2], _mm512_permutex2var_ps(a, tap2, b), line);
+        line = madd(wx[3], _mm512_permutex2var_ps(a, tap3, b), line);
         found[k] = madd(weight, line, found[k]);
       }
       from += stride;
@@ -163,7 +249,7 @@ MME_WIDE void sample(const Texture& image, WideInt x, WideInt y, const Wide wx[4
 #else
   alignas(64) float across[4][kLanes], down[4][kLanes], out[3][kLanes];
   alignas(64) int offset[kLanes];
-  const WideInt place = y * image.stride() + x;
+  const WideInt place = at.y * image.stride() + at.x;
   __builtin_memcpy(offset, &place, sizeof offset);
   for (int k = 0; k < 4; ++k) store(across[k], wx[k]), store(down[k], wy[k]);
   for (int i = 0; i < kLanes; ++i) {
@@ -197,18 +283,23 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
   const Wide bottom = wide(static_cast<float>(f.height + Texture::kAfter));
   const Wide last_x = wide(static_cast<float>(f.width - 1 + Texture::kBefore));
   const Wide last_y = wide(static_cast<float>(f.height - 1 + Texture::kBefore));
+  const auto taps = [&](int x) __attribute__((always_inline)) {
+    Taps at;
+    at.find(lanes + wide(static_cast<float>(x)) + load(u + x),
+            wide(static_cast<float>(y + Texture::kBefore)) + load(v + x), one, right, bottom,
+            f.width - x);
+    return at;
+  };
+  Taps next = taps(0);
   for (int x = 0; x < f.width; x += kLanes, block += Field<kGamma>::kBlock) {
+    const Taps at = Taps::kAhead ? next : taps(x);
+    next = taps(x + kLanes);
     const Wide du = load(u + x), dv = load(v + x);
-    // Positions in the texture: two pixels outside the frame all taps read its border.
-    const Wide at_x = lanes + wide(static_cast<float>(x)) + du;
-    const Wide at_y = wide(static_cast<float>(y + Texture::kBefore)) + dv;
-    const Wide px = vmin(vmax(at_x, one), right), py = vmin(vmax(at_y, one), bottom);
-    const WideInt ix = truncated(px), iy = truncated(py);
     Wide wx[4], wy[4];
-    cubic_weights(px - to_float(ix), sharpness, one, wx);
-    cubic_weights(py - to_float(iy), sharpness, one, wy);
+    cubic_weights(at.part_x, sharpness, one, wx);
+    cubic_weights(at.part_y, sharpness, one, wy);
     Wide found[3];
-    sample(second, ix - 1, iy - 1, wx, wy, found);
+    sample(second, at, wx, wy, found);
     const Wide level = found[0], gx = found[1], gy = found[2];
 
     auto term = data_term<kGamma>(level, gx, gy, load(level0 + x), du, dv, wide(pull), wide(gamma),
@@ -217,8 +308,8 @@ void warp_row(const Field<kGamma>& f, int y, const float* first, const Texture& 
     store(block + kNx * kLanes, term.nx);
     store(block + kNy * kLanes, term.ny);
     if (options.inside) {  // no data term where the second frame does not reach
-      term.limit = term.limit * inside_weight(at_x, at_y, wide(Texture::kBefore), last_x, last_y,
-                                              wide(0.f), one, wide(1e30f));
+      term.limit = term.limit * inside_weight(at.at_x, at.at_y, wide(Texture::kBefore), last_x,
+                                              last_y, wide(0.f), one, wide(1e30f));
     }
     store(block + kLimit * kLanes, term.limit);
     if (kGamma) store(block + kNz * kLanes, term.nz);

@@ -109,6 +109,19 @@ MME_WIDE Wide shifted(Wide before, Wide a) {
 #endif
 }
 
+// A bit for each lane in which the first is larger.
+MME_WIDE unsigned above(Wide a, Wide b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<unsigned>(a[i] > b[i]) << i;
+  return bits;
+#endif
+}
+
 MME_WIDE double sum(Wide a) {
   float lane[kLanes];
   store(lane, a);

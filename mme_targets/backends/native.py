@@ -8,11 +8,13 @@ here.
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Any
 
 import torch
 
-from ..config import Tvl1Config
+from ..config import SurfConfig, Tvl1Config
+from .reference import interest_points
 
 
 def _module(tensor: torch.Tensor) -> Any:
@@ -192,6 +194,88 @@ def tvl1(
     )  # fmt: skip
     if not done:
         raise MemoryError(f"TV-L1 of {width}x{height} px: not enough memory")
+    return out
+
+
+def surf(frames: torch.Tensor, config: SurfConfig) -> tuple[torch.Tensor, ...]:
+    """SURF points of grey frames [F, H, W] uint8 on the CPU: see `batched.interest_points.Points`.
+
+    Raises
+    ------
+    MemoryError
+        If there is no room for an image's sums, some 40 bytes a pixel and thread.
+    """
+    frames = frames.contiguous()
+    shape, context = frames.shape, _context(frames)
+    count, room = shape[0], config.features
+    points, sides, strengths = (
+        frames.new_zeros(count, room, n, dtype=torch.float32) for n in (2, 1, 1)
+    )
+    found = frames.new_zeros(count, dtype=torch.int64)
+    module = _module(frames)
+    done = module.surf_points(
+        frames.data_ptr(), *shape, config.octaves, config.threshold, room,
+        points.data_ptr(), sides.data_ptr(), strengths.data_ptr(), found.data_ptr(), *context,
+    )  # fmt: skip
+    most = int(found.max()) if count else 0
+    directions = frames.new_tensor([1, 0], dtype=torch.float32).repeat(count, most, 1)
+    described = directions.new_zeros(count, most, 128 if config.extended else 64)
+    done = done and module.surf_descriptors(
+        frames.data_ptr(), *shape, points.data_ptr(), sides.data_ptr(), found.data_ptr(),
+        room, most, *(table.data_ptr() for table in _surf_tables()),
+        config.upright, config.extended, directions.data_ptr(), described.data_ptr(), *context,
+    )  # fmt: skip
+    if not done:
+        raise MemoryError(f"SURF of {shape[2]}x{shape[1]} px: not enough memory")
+    valid = torch.arange(most) < found[:, None]
+    return (
+        points[:, :most], sides[:, :most, 0], strengths[:, :most, 0], directions, described, valid,
+    )  # fmt: skip
+
+
+@cache
+def _surf_tables() -> tuple[torch.Tensor, ...]:
+    """Weights of a window and of a disc, and directions."""
+    tables = interest_points.falloff(), interest_points.disc()[1], interest_points.compass()
+    return tuple(torch.from_numpy(table).contiguous() for table in tables)
+
+
+def corners(
+    frames: torch.Tensor, *, quality: float, candidates: int, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corners of grey frames [F, H, W] uint8 on the CPU: see `batched.matches.corners`.
+
+    Raises
+    ------
+    MemoryError
+        If there is no room for an image's strengths, some 16 bytes a pixel and thread.
+    """
+    frames = frames.contiguous()
+    count, height, width = frames.shape
+    if height < 3 or width < 3:
+        most = 0
+    points = frames.new_zeros((count, most, 2), dtype=torch.float32)
+    found = frames.new_zeros(count, dtype=torch.int64)
+    if most and not _module(frames).corners(
+        frames.data_ptr(), *frames.shape, quality, candidates, most,
+        points.data_ptr(), found.data_ptr(), *_context(frames),
+    ):  # fmt: skip
+        raise MemoryError(f"Corners of {width}x{height} px: not enough memory")
+    most = int(found.max()) if count else 0
+    return points[:, :most], torch.arange(most) < found[:, None]
+
+
+def warp(
+    first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor, border: int
+) -> torch.Tensor:
+    """Second frames [P, H, W] on the CPU: see `batched.camera_motion.warp_second`."""
+    first, second = first.contiguous(), second.contiguous()
+    homographies = _ready(homographies, torch.float64)
+    out = torch.empty_like(first, dtype=torch.float32)
+    _module(first).warp(
+        first.data_ptr(), second.data_ptr(), first.dtype == torch.uint8, homographies.data_ptr(),
+        *first.shape, border, out.data_ptr(), *_context(first),
+    )  # fmt: skip
     return out
 
 

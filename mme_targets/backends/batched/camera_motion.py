@@ -60,7 +60,7 @@ def estimate(
     From their unclipped flow [P, 2, H, W]; `pairs` are int64 on the frames' device.
     """
     levels, shape = rounded(greys), (greys.shape[1], greys.shape[2])
-    at, corner = matches.corners(levels)
+    at, corner = _corners(levels)
     points = _points(levels, settings)
     part = _part(pairs)
     sources, targets, kept = [], [], []
@@ -88,13 +88,25 @@ def estimate(
     return motion._replace(homographies=identity.where(exact, motion.homographies))
 
 
+def _corners(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corners [F, K, 2] and which there are [F, K]."""
+    if not homography.has_kernels(levels):
+        return matches.corners(levels)
+    return native.corners(
+        levels, quality=matches.QUALITY, candidates=matches.CANDIDATES, most=matches.CORNERS
+    )
+
+
 def _points(
     levels: torch.Tensor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Interest points [F, K, 2], their descriptors [F, K, D], and which there are [F, K]."""
     detector, surf = settings.detector, settings.surf
     if detector == "surf":
-        found = interest_points.surf(levels, surf)
+        if homography.has_kernels(levels):
+            found = interest_points.Points(*native.surf(levels, surf))
+        else:
+            found = interest_points.surf(levels, surf)
         return found.points, found.descriptors, found.valid
     device = levels.device
     if detector == "corners" or min(levels.shape[1:]) < SMALLEST_SIDE:
@@ -205,6 +217,15 @@ def warp_second(
     first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor
 ) -> torch.Tensor:
     """Second frames [P, H, W] as if the camera had stood still; see `reference.warp_second`."""
+    if homography.has_kernels(first):
+        return native.warp(first, second, homographies, BORDER)
+    return _warp_second(first, second, homographies)
+
+
+def _warp_second(
+    first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor
+) -> torch.Tensor:
+    """The same in torch operations."""
     height, width = first.shape[1:]
     y, x = torch.meshgrid(
         torch.arange(height, dtype=torch.float64, device=first.device),

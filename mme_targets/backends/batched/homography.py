@@ -44,7 +44,7 @@ REFINED = 4
 """Hypotheses of each competition that are refined."""
 REFINEMENTS = (3.0, 2.0, 1.0, 1.0)
 """Thresholds, as multiples, within which matches take part in each refinement."""
-POLISH = (0.7, 0.5, 0.35, 0.25, 0.25, 0.25)
+POLISH = (0.7, 0.5, 0.35, 0.25, 0.2, 0.2, 0.2)
 """The same for the best of them at the end."""
 TIGHT, STILL = 0.35, 0.4
 """It counts if its score at so much of the threshold is this much of the score before."""
@@ -87,7 +87,7 @@ def candidates(
 
 
 def has_kernels(tensor: torch.Tensor) -> bool:
-    """Whether the cpu floor's kernels, which find the same up to rounding, take this tensor."""
+    """Whether the cpu floor's kernels take this tensor: what they return is the same."""
     return tensor.device.type == "cpu" and unavailable("cpu", "cpu") is None
 
 
