@@ -56,6 +56,8 @@ ROUNDS = 2
 """More candidates are found among the matches that the last one leaves."""
 LEFT = 1.5
 """It leaves the matches that are farther from it than so many thresholds."""
+POLISH, STILL = (0.7, 0.5, 0.35, 0.25, 0.25), 0.4
+"""Fitted again to matches within so many thresholds, while they are so many of those within one."""
 STEP, SAMPLES, NOISE = 2, 8, 1.0
 """To decide, pixels are compared at this step, px, in squares of so many by so many; differences
 that deviate by fewer grey levels say little."""
@@ -200,7 +202,7 @@ def candidates(
     for _ in range(ROUNDS):
         for scale in SCALES:
             found = ransac(source[left], target[left], shape, settings, scale, least)
-            error = np.linalg.norm(apply(found.homography, source) - target, axis=1)
+            error = _errors(found.homography, source, target)
             if found.ok:  # of those left, and so of all
                 found = found._replace(inliers=int((error <= settings.threshold).sum()))
             models.append(found)
@@ -232,11 +234,26 @@ def ransac(
     if homography is None or not plausible(homography, shape):
         return Estimate(np.eye(3), 0, False)
     homography = np.asarray(homography, np.float64) / homography[2, 2]
-    error = np.linalg.norm(apply(homography, source) - target, axis=1)
+    error = _errors(homography, source, target)
+    for factor in POLISH:
+        near, within = (error <= k * settings.threshold for k in (factor, 1))
+        if near.sum() < max(STILL * within.sum(), ENOUGH_INLIERS):
+            break
+        finer, _ = cv2.findHomography(source[near], target[near], 0)
+        if finer is None or not plausible(finer, shape):
+            break
+        homography = np.asarray(finer, np.float64) / finer[2, 2]
+        error = _errors(homography, source, target)
     inliers = int((error <= settings.threshold).sum())
     if inliers <= ENOUGH_INLIERS:
         return Estimate(np.eye(3), inliers, False)
     return Estimate(homography, inliers, True)
+
+
+def _errors(homography: NDArray[np.float64], source: Points, target: Points) -> Points:
+    """How far a homography takes points [M, 2] from others, px."""
+    errors: Points = np.linalg.norm(apply(homography, source) - target, axis=1)
+    return errors
 
 
 def judged(first: Image, second: Image, models: list[Estimate]) -> Estimate:
@@ -385,8 +402,8 @@ def flow_and_camera(
 
     motions = in_parallel(motion, keys)
     again = [key for key in keys if motions[key][0].ok]
-    for _ in range(len(keys) - len(again)):
-        if progress is not None:
+    if progress is not None:
+        for _ in range(len(keys) - len(again)):
             progress(1)
     moved = [(images[key][0], still) for key in again if (still := motions[key][1]) is not None]
     for key, field in zip(again, solve(moved, progress), strict=True):
