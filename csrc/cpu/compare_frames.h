@@ -1,7 +1,7 @@
 // Two frames compared under several homographies.
 #pragma once
 
-#include "wide.h"
+#include "ransac.h"
 
 namespace mme {
 namespace MME_ISA {
@@ -44,7 +44,7 @@ struct Comparison {
 inline void compare(const Comparison& c, const double* const* models, int many, float noise,
                     double* scores) {
   const long square = static_cast<long>(c.step) * c.samples;
-  for (int m = 0; m < many; ++m) scores[m] = 0;
+  Spread<double> spread[kMostModels] = {};
   for (long top = 1; top < c.height; top += square) {
     for (long left = 1; left < c.width; left += square) {
       float off[kMostModels][kMostSamples * kMostSamples];
@@ -76,9 +76,14 @@ inline void compare(const Comparison& c, const double* const* models, int many, 
         deviations[m] = __builtin_sqrt(variance > 0 ? variance : 0);
         least = m == 0 || deviations[m] < least ? deviations[m] : least;
       }
-      for (int m = 0; m < many; ++m) scores[m] += (least + noise) / (deviations[m] + noise);
+      for (int m = 0; m < many; ++m) {
+        const double share = (least + noise) / (deviations[m] + noise);
+        spread[m].add(share * share, static_cast<double>(left / square),
+                      static_cast<double>(top / square));
+      }
     }
   }
+  for (int m = 0; m < many; ++m) scores[m] = spread[m].score();
 }
 
 }  // namespace MME_ISA

@@ -67,6 +67,30 @@ MME_WIDE Lanes<T> squared_error(const Lanes<T> h[9], const Match<T>& m, Lanes<T>
   return du * du + dv * dv;
 }
 
+// Gains, and where they are: their sum times the fourth root of the determinant of their
+// covariance.
+template <class V>
+struct Spread {
+  V total, x, y, xx, xy, yy;
+
+  template <class T>
+  MME_WIDE void add(V gain, T at_x, T at_y) {
+    const V across = gain * at_x, down = gain * at_y;
+    total += gain, x += across, y += down;
+    xx += across * at_x, xy += across * at_y, yy += down * at_y;
+  }
+  MME_WIDE V score() const {
+    const V least = total > V(1e-9) ? total : V(1e-9), mx = x / least, my = y / least;
+    const V a = xx / least - mx * mx, c = yy / least - my * my, b = xy / least - mx * my;
+    const V area = a * c - b * b;
+    return total * static_cast<V>(__builtin_sqrt(__builtin_sqrt(area > 0 ? double(area) : 0.)));
+  }
+  template <class S>
+  MME_WIDE Spread<S> lane(int k) const {
+    return {total[k], x[k], y[k], xx[k], xy[k], yy[k]};
+  }
+};
+
 // MSAC of `many` models times how far what agrees is spread, competition by competition:
 // homography.py's _vote.
 template <class T>
@@ -76,28 +100,20 @@ void vote(const Models<T>& models, long many, const Match<T>* matches, long coun
   T inverse_limits[kCompetitions];
   for (int s = 0; s < kCompetitions; ++s) inverse_limits[s] = 1 / limits[s];
   for (long k = 0; k < many; k += kLanesOf<T>) {
-    V h[9], w[kCompetitions] = {}, x[kCompetitions] = {}, y[kCompetitions] = {};
-    V xx[kCompetitions] = {}, xy[kCompetitions] = {}, yy[kCompetitions] = {};
+    V h[9];
+    Spread<V> spread[kCompetitions] = {};
     models.read(k, h);
     for (long i = 0; i < count; ++i) {
       const Match<T> m = matches[i];
       V inverse;
       const V error = squared_error<T>(h, m, inverse);
       for (int s = 0; s < kCompetitions; ++s) {
-        const V gain = positive(1 - error * inverse_limits[s]) * m.worth;
-        const V across = gain * m.x, down = gain * m.y;
-        w[s] += gain, x[s] += across, y[s] += down;
-        xx[s] += across * m.x, xy[s] += across * m.y, yy[s] += down * m.y;
+        spread[s].add(positive(1 - error * inverse_limits[s]) * m.worth, m.x, m.y);
       }
     }
     for (int s = 0; s < kCompetitions; ++s) {
       for (int lane = 0; lane < kLanesOf<T> && k + lane < many; ++lane) {
-        const T total = w[s][lane], least = total > T(1e-9) ? total : T(1e-9);
-        const T mx = x[s][lane] / least, my = y[s][lane] / least;
-        const T a = xx[s][lane] / least - mx * mx, c = yy[s][lane] / least - my * my;
-        const T b = xy[s][lane] / least - mx * my, area = a * c - b * b;
-        const double spread = __builtin_sqrt(__builtin_sqrt(area > 0 ? double(area) : 0.));
-        votes[s * many + k + lane] = total * static_cast<T>(spread);
+        votes[s * many + k + lane] = spread[s].template lane<T>(lane).score();
       }
     }
   }

@@ -178,11 +178,16 @@ def explained(
     mean = squares(off) / most
     deviation = (squares(off * off) / most - mean * mean).clamp_min(0.0).sqrt()
     least = deviation.where(ok[..., None, None], torch.inf).amin(1, keepdim=True)
-    share = (least + NOISE) / (deviation + NOISE)
+    share = ((least + NOISE) / (deviation + NOISE)) ** 2
     share = share.where(count > SAMPLES * SAMPLES / 4, 0.0)
-    share = share.flatten(2)
-    room = 1 << (share.shape[2] - 1).bit_length() if share.shape[2] else 1
-    return fitting.halves(F.pad(share, [0, room - share.shape[2]])).where(ok, -1.0)
+    high, wide = share.shape[2:]
+    place = torch.arange(high * wide, device=first.device)
+    across, down = (place % max(wide, 1)).double(), (place // max(wide, 1)).double()
+    room = 1 << (len(place) - 1).bit_length() if len(place) else 1
+    share, across, down = (
+        F.pad(part, [0, room - len(place)]) for part in (share.flatten(2), across, down)
+    )
+    return fitting.spread_out(share, across, down).where(ok, -1.0)
 
 
 def _looked_up(

@@ -130,17 +130,20 @@ def vote(
     """
     error = errors(h, p, q)
     x, y = (part[:, None] for part in p.unbind(-1))
-    votes = []
-    for scale in SCALES:
-        gain = _gains(error, worth, limit * scale**2)
-        total = halves(gain)
-        least = total.clamp_min(1e-9)
-        mx, my = halves(gain * x) / least, halves(gain * y) / least
-        xx, yy = halves(gain * (x * x)) / least - mx * mx, halves(gain * (y * y)) / least - my * my
-        xy = halves(gain * (x * y)) / least - mx * my
-        # The fourth root: a power would round by the place of a value in its vector.
-        votes.append(total * (xx * yy - xy * xy).clamp_min(0.0).sqrt().sqrt())
-    return torch.stack(votes, dim=-1)
+    return torch.stack(
+        [spread_out(_gains(error, worth, limit * scale**2), x, y) for scale in SCALES], dim=-1
+    )
+
+
+def spread_out(gain: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Sums of gains [..., N] times the fourth root of the determinant of their covariance."""
+    total = halves(gain)
+    least = total.clamp_min(1e-9)
+    mx, my = halves(gain * x) / least, halves(gain * y) / least
+    xx, yy = halves(gain * (x * x)) / least - mx * mx, halves(gain * (y * y)) / least - my * my
+    xy = halves(gain * (x * y)) / least - mx * my
+    # A power would round by the place of a value in its vector.
+    return total * (xx * yy - xy * xy).clamp_min(0.0).sqrt().sqrt()
 
 
 def worth_of(points: torch.Tensor, there: torch.Tensor) -> torch.Tensor:

@@ -267,25 +267,34 @@ def judged(first: Image, second: Image, models: list[Estimate]) -> Estimate:
 def explained(
     first: Image, second: Image, homographies: list[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Scores [M] of homographies: how many squares of the frame look alike by each.
+    """Scores [M] of homographies: how much of the frame looks alike by each, and how far spread.
 
     In every square of the first frame [H, W] the difference to the second [H, W], seen by each
-    homography, has a standard deviation s over what all of them see; the homography adds
-    (least s + NOISE) / (s + NOISE), so that squares count alike whatever their texture, and flat
-    ones for all. The mean difference, which exposure changes, does not count.
+    homography, has a standard deviation s over what all of them see; the homography's share is
+    ((least s + NOISE) / (s + NOISE))², so that squares count alike whatever their texture, and flat
+    ones for all. The mean difference, which exposure changes, does not count. Its score is the sum
+    of its shares times the root of the area that they spread over (the fourth root of the
+    determinant of their covariance): the background surrounds a thing, however large.
     """
     y, x = np.mgrid[1 : first.shape[0] : STEP, 1 : first.shape[1] : STEP]
     seen = [looked_up(second, apply(h, np.stack([x, y], -1) * 1.0)) for h in homographies]
     off = np.stack([values for values, _ in seen]) - first[y, x]
     there = np.logical_and.reduce([inside for _, inside in seen])
-    scores = np.zeros(len(seen))
+    shares, places = [np.zeros(len(seen))], [(0, 0)]
     for top in range(0, y.shape[0], SAMPLES):
         for left in range(0, y.shape[1], SAMPLES):
             rows, columns = slice(top, top + SAMPLES), slice(left, left + SAMPLES)
             inside = there[rows, columns]
             if inside.sum() > SAMPLES**2 / 4:
                 deviation = off[:, rows, columns][:, inside].std(axis=1)
-                scores += (deviation.min() + NOISE) / (deviation + NOISE)
+                shares.append(((deviation.min() + NOISE) / (deviation + NOISE)) ** 2)
+                places.append((top // SAMPLES, left // SAMPLES))
+    share, place = np.array(shares), np.array(places, float)
+    total = share.sum(axis=0)
+    apart = place[:, None] - (share.T @ place) / np.maximum(total, 1e-9)[:, None]
+    covariance = np.einsum("nm,nmi,nmj->mij", share, apart, apart)
+    area = np.linalg.det(covariance / np.maximum(total, 1e-9)[:, None, None])
+    scores: NDArray[np.float64] = total * np.maximum(area, 0) ** 0.25
     return scores
 
 
