@@ -84,10 +84,9 @@ def trial(rng: np.random.Generator, frames: list[np.ndarray]) -> tuple[np.ndarra
 
 @pytest.mark.slow
 def test_known_homographies_of_real_frames(shared_data: Path) -> None:
-    """Corner errors of 200: under .25 px in the median, and under 1 px for all but a few.
+    """Corner errors of 200: under .25 px in the median, and under 1 px for at least 198.
 
-    What remains are scenes whose background is out of focus while the thing is full of texture:
-    more squares of the frame then agree with the thing. The aim is 198 of 200 (README says so).
+    Some have a background out of focus and a thing full of texture, with which most matches agree.
     """
     rng = np.random.default_rng(12)
     frames = real_frames(shared_data)
@@ -99,7 +98,7 @@ def test_known_homographies_of_real_frames(shared_data: Path) -> None:
     found = np.array(errors)
     print(f"median {np.median(found):.3f} px, {(found < 1).sum()} of {TRIALS} under 1 px")
     assert np.median(found) < 0.25
-    assert (found < 1).sum() >= 195
+    assert (found < 1).sum() >= 198
 
 
 def shaken(shared_data: Path, count: int) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -186,21 +186,6 @@ def test_matches_are_the_references(rng: np.random.Generator, window: float | No
     assert np.array_equal(target[kept].numpy(), expected[1].astype(np.float32))
 
 
-def test_ransac_finds_the_truth_among_outliers(rng: np.random.Generator) -> None:
-    truth = np.array([[1.02, 0.01, 3], [-0.02, 1, -2], [1e-4, 0, 1]])
-    source = rng.uniform(0, 200, (400, 2))
-    target = cv2.perspectiveTransform(source[None], truth)[0]
-    target[:240] += rng.uniform(5, 30, (240, 2)) * rng.choice([-1, 1], (240, 2))
-    valid = torch.ones(1, 400, dtype=torch.bool)
-    pair = torch.from_numpy(source)[None].float(), torch.from_numpy(target)[None].float()
-    for seed in range(5):
-        found = homography.ransac(*pair, valid, (200, 200), 1.0, seed)
-        assert bool(found.ok[0])
-        assert int(found.inliers[0]) >= 160
-        assert np.abs(found.homographies[0].numpy() - truth).max() < 1e-3
-    assert not homography.ransac(*(p[:, :50] for p in (*pair, valid)), (200, 200), 1.0, 0).ok[0]
-
-
 def test_warp_is_the_references(rng: np.random.Generator) -> None:
     first, second = texture(rng, 60, 80), texture(rng, 60, 80)
     for matrix in (
@@ -224,7 +209,7 @@ def test_batch_and_threads_do_not_matter(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kernels: bool
 ) -> None:
     """Bit for bit, the refined homographies too."""
-    monkeypatch.setattr(batched, "_has_kernels", lambda frames: kernels)
+    monkeypatch.setattr(homography, "has_kernels", lambda frames: kernels)
     images = torch.from_numpy(np.stack([texture(rng, 96, 112) for _ in range(3)]))
     images = torch.cat([images, images.roll((2, -3), (1, 2))])
     pairs = torch.tensor([[0, 3], [1, 4], [2, 5]])

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "homography.h"
 #include "kernels.h"
 #include "track_rows.h"
 
@@ -22,6 +23,7 @@ struct Variant {
   std::string name;
   const Kernels *trajectories, *descriptors, *patch_norm, *optical_flow;
   const CameraKernels* camera_motion;
+  const HomographyKernels* homography;
   DecodeRows decode_rows;
 };
 
@@ -29,16 +31,19 @@ struct Variant {
 std::vector<Variant> variants() {
   std::vector<Variant> list{{"baseline", &baseline::kTrajectories, &baseline::kDescriptors,
                              &baseline::kPatchNorm, &baseline::kOpticalFlow,
-                             &baseline::kCameraMotion, baseline::kDecodeRows}};
+                             &baseline::kCameraMotion, &baseline::kHomography,
+                             baseline::kDecodeRows}};
 #if defined(MME_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
-                    &avx2::kOpticalFlow, &avx2::kCameraMotion, avx2::kDecodeRows});
+                    &avx2::kOpticalFlow, &avx2::kCameraMotion, &avx2::kHomography,
+                    avx2::kDecodeRows});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.push_back({"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm,
-                      &avx512::kOpticalFlow, &avx512::kCameraMotion, avx512::kDecodeRows});
+                      &avx512::kOpticalFlow, &avx512::kCameraMotion, &avx512::kHomography,
+                      avx512::kDecodeRows});
     }
   }
 #endif
@@ -125,6 +130,45 @@ bool optical_flow(uintptr_t frames, bool is_u8, long channels, long height, long
       pointer<float>(out), pointer<int64_t>(work), threads);
 }
 
+bool homographies(uintptr_t source, uintptr_t target, uintptr_t valid, long pairs, long room,
+                  long height, long width, uintptr_t numbers, const RansacOptions& options,
+                  uintptr_t out, uintptr_t inliers, uintptr_t ok, int threads) {
+  return active().homography->candidates(
+      pointer<const float>(source), pointer<const float>(target), pointer<const bool>(valid), pairs,
+      room, height, width, pointer<const double>(numbers), options, pointer<double>(out),
+      pointer<int64_t>(inliers), pointer<bool>(ok), threads);
+}
+
+bool explained(uintptr_t first, uintptr_t second, uintptr_t models, uintptr_t ok, long pairs,
+               long count, long height, long width, int step, int samples, float noise, int border,
+               uintptr_t scores, int threads) {
+  return active().homography->explained(pointer<const float>(first), pointer<const float>(second),
+                                        pointer<const double>(models), pointer<const bool>(ok),
+                                        pairs, count, height, width, step, samples, noise, border,
+                                        pointer<double>(scores), threads);
+}
+
+// From a dictionary of the fields' names; lists end with zeros.
+RansacOptions ransac_options(const py::dict& given) {
+  RansacOptions o{};
+  const auto list = [&](const char* name, double* to, size_t most) {
+    const auto values = given[name].cast<std::vector<double>>();
+    if (values.size() > most) throw std::runtime_error(std::string(name) + " is too long");
+    for (size_t i = 0; i < values.size(); ++i) to[i] = values[i];
+  };
+  o.threshold = given["threshold"].cast<double>(), o.tight = given["tight"].cast<double>();
+  o.still = given["still"].cast<double>(), o.left = given["left"].cast<double>();
+  o.largest_zoom = given["largest_zoom"].cast<double>();
+  list("scales", o.scales, kCompetitions), list("refinements", o.refinements, kMostRefinements);
+  list("polish", o.polish, kMostRefinements);
+  o.hypotheses = given["hypotheses"].cast<int>(), o.sample = given["sample"].cast<int>();
+  o.best = given["best"].cast<int>(), o.refined = given["refined"].cast<int>();
+  o.squares = given["squares"].cast<int>(), o.rounds = given["rounds"].cast<int>();
+  o.enough_matches = given["enough_matches"].cast<int>();
+  o.enough_inliers = given["enough_inliers"].cast<int>();
+  return o;
+}
+
 bool surf_points(uintptr_t frames, long count, long height, long width, int octaves,
                  float threshold, long most, uintptr_t places, uintptr_t sides, uintptr_t strengths,
                  uintptr_t found, int threads) {
@@ -182,6 +226,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("windows", &windows, release);
   m.def("patch_norm", &patch_norm, release);
   m.def("optical_flow", &optical_flow, release);
+  py::class_<RansacOptions>(m, "RansacOptions").def(py::init(&ransac_options));
+  m.def("homographies", &homographies, release);
+  m.def("explained", &explained, release);
   m.def("surf_points", &surf_points, release);
   m.def("surf_descriptors", &surf_descriptors, release);
   m.def("corners", &corners, release);

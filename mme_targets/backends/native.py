@@ -277,3 +277,63 @@ def warp(
         *first.shape, border, out.data_ptr(), *_context(first),
     )  # fmt: skip
     return out
+
+
+def homographies(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    valid: torch.Tensor,
+    numbers: torch.Tensor,
+    shape: tuple[int, int],
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Candidates of pairs on the CPU: see `batched.homography.candidates`.
+
+    `numbers` [T, 4] float64 are random; `options` are the fields of csrc/cpu/homography.h.
+
+    Raises
+    ------
+    MemoryError
+        If there is no room, some 100 bytes a match and hypothesis, and thread.
+    """
+    source, target = (_ready(part, torch.float32) for part in (source, target))
+    valid, module = _ready(valid, torch.bool), _module(source)
+    pairs, room = valid.shape
+    models = options["rounds"] * len(options["scales"])
+    found = source.new_empty((pairs, models, 3, 3), dtype=torch.float64)
+    inliers = source.new_empty((pairs, models), dtype=torch.int64)
+    ok = source.new_empty((pairs, models), dtype=torch.bool)
+    if not module.homographies(
+        source.data_ptr(), target.data_ptr(), valid.data_ptr(), pairs, room, *shape,
+        numbers.data_ptr(), module.RansacOptions(options),
+        found.data_ptr(), inliers.data_ptr(), ok.data_ptr(), *_context(source),
+    ):  # fmt: skip
+        raise MemoryError(f"RANSAC of {room} matches: not enough memory")
+    return found, inliers, ok
+
+
+def explained(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    homographies: torch.Tensor,
+    ok: torch.Tensor,
+    *,
+    step: int,
+    samples: int,
+    noise: float,
+    border: int,
+) -> torch.Tensor:
+    """Scores [P, M] float64 of homographies on the CPU: see `batched.camera_motion.explained`.
+
+    At most 16 samples and 8 homographies of a pair.
+    """
+    first, second = (_ready(part, torch.float32) for part in (first, second))
+    homographies, ok = _ready(homographies, torch.float64), _ready(ok, torch.bool)
+    scores = torch.empty(ok.shape, dtype=torch.float64)
+    if not _module(first).explained(
+        first.data_ptr(), second.data_ptr(), homographies.data_ptr(), ok.data_ptr(),
+        *ok.shape, *first.shape[1:], step, samples, noise, border,
+        scores.data_ptr(), *_context(first),
+    ):  # fmt: skip
+        raise ValueError(f"{samples} samples, {ok.shape[1]} homographies; at most 16 and 8")
+    return scores

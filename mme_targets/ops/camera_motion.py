@@ -86,8 +86,9 @@ def camera_motion(
     """Estimate the homography by which the camera's motion moves the background (Appendix A).
 
     Interest points of both frames that are each other's nearest, together with up to 1000 corners
-    of the first frame carried by the flow, go to RANSAC if they are more than 50; the homography is
-    kept if more than 25 agree with it and it neither folds nor crushes the frame.
+    of the first frame carried by the flow, go to RANSAC if they are more than 50; a homography is
+    kept if more than 25 agree with it and it neither folds nor crushes the frame. Of several that
+    RANSAC finds, that one is taken by which more of the frame's area looks alike in both frames.
 
     The work is done where the frames are; on a GPU nothing waits for it, but that SIFT and ORB are
     OpenCV's, which takes the frames to the host. At most 1000 corners and `surf.features` interest

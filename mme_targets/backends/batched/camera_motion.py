@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from .. import native, unavailable
+from .. import native
 from ..reference import camera_motion as reference
-from ..reference.camera_motion import BORDER, SMALLEST_SIDE, Settings
+from ..reference.camera_motion import (
+    BORDER,
+    NOISE,
+    SAMPLES,
+    SMALLEST_SIDE,
+    STEP,
+    Settings,
+)
 from ..reference.optical_flow import in_parallel
 from . import homography, interest_points, matches
 from .homography import Estimate
 
 PAIRS = 4
-"""Pairs matched at a time on a CPU."""
+"""Pairs at a time on a CPU."""
+
+
+def _part(pairs: torch.Tensor) -> int:
+    return PAIRS if pairs.device.type == "cpu" else max(len(pairs), 1)
 
 
 def grey(frames: torch.Tensor) -> torch.Tensor:
@@ -49,23 +61,25 @@ def estimate(
     """
     levels, shape = rounded(greys), (greys.shape[1], greys.shape[2])
     at, corner = _corners(levels)
-    found = _points(levels, settings)
-    part = PAIRS if greys.device.type == "cpu" else max(len(pairs), 1)
+    points = _points(levels, settings)
+    part = _part(pairs)
     sources, targets, kept = [], [], []
     for some, field in zip(pairs.split(part), flow.split(part), strict=True):
         one, two = some.unbind(1)
         aims, inside = matches.carried(at[one], corner[one], field)
-        first, second = (matches.Points(*(t[end] for t in found)) for end in (one, two))
+        first, second = (matches.Points(*(t[end] for t in points)) for end in (one, two))
         matched = matches.mutual(first, second, settings.window)
         sources.append(torch.cat([matched[0], at[one]], dim=1))
         targets.append(torch.cat([matched[1], aims], dim=1))
         kept.append(torch.cat([matched[2], inside], dim=1))
     if not sources:
-        return homography.none(0, torch.zeros(0, dtype=torch.int64), greys.device)
-    motion = homography.ransac(
+        none = greys.new_zeros(0)
+        return Estimate(none.double().view(0, 3, 3), none.long(), none.bool())
+    found = homography.candidates(
         torch.cat(sources), torch.cat(targets), torch.cat(kept), shape, settings.threshold,
         settings.seed,
     )  # fmt: skip
+    motion = judged(greys, pairs, found)
     # Of equal frames it is found to within rounding, and known exactly.
     one, two = pairs.unbind(1)
     same = (greys[one] == greys[two]).flatten(1).all(1)
@@ -74,14 +88,9 @@ def estimate(
     return motion._replace(homographies=identity.where(exact, motion.homographies))
 
 
-def _has_kernels(frames: torch.Tensor) -> bool:
-    """Whether the cpu floor's kernels take these frames: what they return is the same."""
-    return frames.device.type == "cpu" and unavailable("cpu", "cpu") is None
-
-
 def _corners(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Corners [F, K, 2] and which there are [F, K]."""
-    if not _has_kernels(levels):
+    if not homography.has_kernels(levels):
         return matches.corners(levels)
     return native.corners(
         levels, quality=matches.QUALITY, candidates=matches.CANDIDATES, most=matches.CORNERS
@@ -94,7 +103,7 @@ def _points(
     """Interest points [F, K, 2], their descriptors [F, K, D], and which there are [F, K]."""
     detector, surf = settings.detector, settings.surf
     if detector == "surf":
-        if _has_kernels(levels):
+        if homography.has_kernels(levels):
             found = interest_points.Points(*native.surf(levels, surf))
         else:
             found = interest_points.surf(levels, surf)
@@ -122,11 +131,98 @@ def _points(
     return points.to(device), described.to(device), valid.to(device)
 
 
+def judged(greys: torch.Tensor, pairs: torch.Tensor, candidates: Estimate) -> Estimate:
+    """Of each pair's candidates [P, M] the one that explains most; see `reference.explained`."""
+    one, two = pairs.unbind(1)
+    scores = [
+        explained(greys[a].float(), greys[b].float(), h, ok)
+        for a, b, h, ok in zip(
+            *(column.split(_part(pairs)) for column in (one, two, *candidates[::2])), strict=True
+        )
+    ]
+    best = torch.cat(scores).max(dim=1, keepdim=True).indices
+    h, inliers, ok = candidates
+    chosen = h.gather(1, best[..., None, None].expand(-1, -1, 3, 3))[:, 0]
+    return Estimate(chosen, inliers.gather(1, best)[:, 0], ok.gather(1, best)[:, 0])
+
+
+def explained(
+    first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor, ok: torch.Tensor
+) -> torch.Tensor:
+    """Scores [P, M] of homographies [P, M, 3, 3] by frames [P, H, W]; -1 where not `ok` [P, M]."""
+    if homography.has_kernels(first):
+        return native.explained(
+            first, second, homographies, ok, step=STEP, samples=SAMPLES, noise=NOISE, border=BORDER
+        )
+    from . import fitting
+
+    height, width = first.shape[1:]
+    rows, columns = (torch.arange(1, n, STEP, device=first.device) for n in (height, width))
+    y, x = torch.meshgrid(rows.double(), columns.double(), indexing="ij")
+    models = homographies.shape[1]
+    seen, inside = _looked_up(second.repeat_interleave(models, 0), homographies.flatten(0, 1), x, y)
+    seen, inside = (part.unflatten(0, (-1, models)) for part in (seen, inside))
+    there = (inside | ~ok[..., None, None]).all(1, keepdim=True)
+    off = (seen - first[:, None, rows[:, None], columns]).where(there, 0.0).double()
+
+    def squares(values: torch.Tensor) -> torch.Tensor:
+        """Sums over squares of SAMPLES x SAMPLES, in one order of addition."""
+        bottom, right = (-n % SAMPLES for n in values.shape[-2:])
+        parts = F.pad(values, [0, right, 0, bottom])
+        high, wide = (n // SAMPLES for n in parts.shape[-2:])
+        parts = fitting.halves(parts.unflatten(-1, (wide, SAMPLES)))
+        return fitting.halves(parts.mT.unflatten(-1, (high, SAMPLES))).mT
+
+    count = squares(there.double())
+    most = count.clamp_min(1.0)
+    mean = squares(off) / most
+    deviation = (squares(off * off) / most - mean * mean).clamp_min(0.0).sqrt()
+    least = deviation.where(ok[..., None, None], torch.inf).amin(1, keepdim=True)
+    share = ((least + NOISE) / (deviation + NOISE)) ** 2
+    share = share.where(count > SAMPLES * SAMPLES / 4, 0.0)
+    high, wide = share.shape[2:]
+    place = torch.arange(high * wide, device=first.device)
+    across, down = (place % max(wide, 1)).double(), (place // max(wide, 1)).double()
+    room = 1 << (len(place) - 1).bit_length() if len(place) else 1
+    share, across, down = (
+        F.pad(part, [0, room - len(place)]) for part in (share.flatten(2), across, down)
+    )
+    return fitting.spread_out(share, across, down).where(ok, -1.0)
+
+
+def _looked_up(
+    frames: torch.Tensor, homographies: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames [P, H, W], bilinearly at H·(x, y), and where that is not `BORDER` px near their edge.
+
+    Values elsewhere mean nothing.
+    """
+    height, width = frames.shape[1:]
+    h = homographies[..., None, None]
+    lines = [h[:, row, 0] * x + h[:, row, 1] * y + h[:, row, 2] for row in range(3)]
+    px, py = lines[0] / lines[2], lines[1] / lines[2]
+    right, bottom = width - 1 - BORDER, height - 1 - BORDER
+    inside = (px >= BORDER) & (px <= right) & (py >= BORDER) & (py <= bottom)
+    px, py = px.where(inside, 0.0), py.where(inside, 0.0)
+    left, top = px.floor(), py.floor()
+    fx, fy = (px - left).float(), (py - top).float()
+    pixels = frames.float().flatten(1)
+    at = (top * width + left).long()
+    last = height * width - 1
+
+    def read(offset: int) -> torch.Tensor:
+        return pixels.gather(1, (at + offset).clamp_max(last).flatten(1)).view_as(fx)
+
+    above = read(0) + fx * (read(1) - read(0))
+    below = read(width) + fx * (read(width + 1) - read(width))
+    return above + fy * (below - above), inside
+
+
 def warp_second(
     first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor
 ) -> torch.Tensor:
     """Second frames [P, H, W] as if the camera had stood still; see `reference.warp_second`."""
-    if _has_kernels(first):
+    if homography.has_kernels(first):
         return native.warp(first, second, homographies, BORDER)
     return _warp_second(first, second, homographies)
 
@@ -141,21 +237,5 @@ def _warp_second(
         torch.arange(width, dtype=torch.float64, device=first.device),
         indexing="ij",
     )
-    h = homographies[..., None, None]
-    lines = [h[:, row, 0] * x + h[:, row, 1] * y + h[:, row, 2] for row in range(3)]
-    px, py = lines[0] / lines[2], lines[1] / lines[2]
-    right, bottom = width - 1 - BORDER, height - 1 - BORDER
-    inside = (px >= BORDER) & (px <= right) & (py >= BORDER) & (py <= bottom)
-    px, py = px.where(inside, 0.0), py.where(inside, 0.0)
-    left, top = px.floor(), py.floor()
-    fx, fy = (px - left).float(), (py - top).float()
-    pixels = second.float().flatten(1)
-    at = (top * width + left).long()
-    last = height * width - 1
-
-    def read(offset: int) -> torch.Tensor:
-        return pixels.gather(1, (at + offset).clamp_max(last).flatten(1)).view_as(fx)
-
-    above = read(0) + fx * (read(1) - read(0))
-    below = read(width) + fx * (read(width + 1) - read(width))
-    return (above + fy * (below - above)).where(inside, first.float())
+    seen, inside = _looked_up(second, homographies, x, y)
+    return seen.where(inside, first.float())

@@ -5,7 +5,8 @@ As improved Dense Trajectories and the tool chain of Appendix A do it:
 1. Interest points of both frames, matched where each is the other's nearest inside a ± window, and
    corners of the first frame carried to the second by the flow.
 2. A homography by RANSAC if there are more than 50 matches, kept if more than 25 agree with it;
-   otherwise the identity.
+   otherwise the identity. A thing full of texture may have more matches than a background out of
+   focus; so several are found, and that one is taken by which more of the frame's area looks alike.
 3. The second frame is warped back by it, and flow is computed again, from the first frame to the
    warped second. Where no homography was found there is nothing to remove and the flow stays.
 
@@ -49,6 +50,17 @@ ENOUGH_MATCHES = 50
 """RANSAC runs on more matches than these."""
 ENOUGH_INLIERS = 25
 """A homography is kept with more inliers than these."""
+SCALES = (1.0, 0.5)
+"""Hypotheses compete at so many times RANSAC's threshold; the best of each is a candidate."""
+ROUNDS = 2
+"""More candidates are found among the matches that the last one leaves."""
+LEFT = 1.5
+"""It leaves the matches that are farther from it than so many thresholds."""
+POLISH, STILL = (0.7, 0.5, 0.35, 0.25, 0.25), 0.4
+"""Fitted again to matches within so many thresholds, while they are so many of those within one."""
+STEP, SAMPLES, NOISE = 2, 8, 1.0
+"""To decide, pixels are compared at this step, px, in squares of so many by so many; differences
+that deviate by fewer grey levels say little."""
 CORNERS = (1000, 0.001, 3)
 """Corners at most, quality relative to the best, and distance between two, px."""
 ORB = {"nfeatures": 1000, "edgeThreshold": 15}
@@ -176,20 +188,43 @@ def estimate(
     """Camera motion of one pair, from the interest points `found` and the corners together."""
     matched, carried = match(*found, settings.window), carried_corners(first, flow)
     source, target = (np.concatenate(both) for both in zip(matched, carried, strict=True))
-    motion = ransac(source, target, first.shape, settings)
+    motion = judged(first, second, candidates(source, target, first.shape, settings))
     if motion.ok and np.array_equal(first, second):
         return motion._replace(homography=np.eye(3))  # found to within rounding, known exactly
     return motion
 
 
-def ransac(source: Points, target: Points, shape: tuple[int, ...], settings: Settings) -> Estimate:
-    """The homography that most matches [M, 2] agree with; or the identity."""
-    if len(source) <= ENOUGH_MATCHES:
+def candidates(
+    source: Points, target: Points, shape: tuple[int, ...], settings: Settings
+) -> list[Estimate]:
+    """Homographies of matches [M, 2], those of each round found in what the one before leaves."""
+    models, left, least = [], np.full(len(source), True), ENOUGH_MATCHES
+    for _ in range(ROUNDS):
+        for scale in SCALES:
+            found = ransac(source[left], target[left], shape, settings, scale, least)
+            error = _errors(found.homography, source, target)
+            if found.ok:  # of those left, and so of all
+                found = found._replace(inliers=int((error <= settings.threshold).sum()))
+            models.append(found)
+        left, least = left & found.ok & (error > LEFT * settings.threshold), ENOUGH_INLIERS
+    return models
+
+
+def ransac(
+    source: Points,
+    target: Points,
+    shape: tuple[int, ...],
+    settings: Settings,
+    scale: float = 1.0,
+    least: int = ENOUGH_MATCHES,
+) -> Estimate:
+    """The homography that most matches [M, 2] agree with; the identity from `least` or fewer."""
+    if len(source) <= least:
         return Estimate(np.eye(3), 0, False)
     cv2 = opencv()
     options = cv2.UsacParams()  # its random numbers start from `seed`, and are nobody else's
     options.randomGeneratorState = settings.seed
-    options.threshold = settings.threshold
+    options.threshold = settings.threshold * scale
     options.confidence = 0.999
     options.maxIterations = 5000
     try:
@@ -199,11 +234,68 @@ def ransac(source: Points, target: Points, shape: tuple[int, ...], settings: Set
     if homography is None or not plausible(homography, shape):
         return Estimate(np.eye(3), 0, False)
     homography = np.asarray(homography, np.float64) / homography[2, 2]
-    error = np.linalg.norm(apply(homography, source) - target, axis=1)
+    error = _errors(homography, source, target)
+    for factor in POLISH:
+        near, within = (error <= k * settings.threshold for k in (factor, 1))
+        if near.sum() < max(STILL * within.sum(), ENOUGH_INLIERS):
+            break
+        finer, _ = cv2.findHomography(source[near], target[near], 0)
+        if finer is None or not plausible(finer, shape):
+            break
+        homography = np.asarray(finer, np.float64) / finer[2, 2]
+        error = _errors(homography, source, target)
     inliers = int((error <= settings.threshold).sum())
     if inliers <= ENOUGH_INLIERS:
         return Estimate(np.eye(3), inliers, False)
     return Estimate(homography, inliers, True)
+
+
+def _errors(homography: NDArray[np.float64], source: Points, target: Points) -> Points:
+    """How far a homography takes points [M, 2] from others, px."""
+    errors: Points = np.linalg.norm(apply(homography, source) - target, axis=1)
+    return errors
+
+
+def judged(first: Image, second: Image, models: list[Estimate]) -> Estimate:
+    """The model by which more of the frame looks alike, the earlier of equal ones."""
+    kept = [m for m in models if m.ok]
+    if not kept:
+        return models[0]
+    return kept[int(explained(first, second, [m.homography for m in kept]).argmax())]
+
+
+def explained(
+    first: Image, second: Image, homographies: list[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Scores [M] of homographies: how much of the frame looks alike by each, and how far spread.
+
+    In every square of the first frame [H, W] the difference to the second [H, W], seen by each
+    homography, has a standard deviation s over what all of them see; the homography's share is
+    ((least s + NOISE) / (s + NOISE))², so that squares count alike whatever their texture, and flat
+    ones for all. The mean difference, which exposure changes, does not count. Its score is the sum
+    of its shares times the root of the area that they spread over (the fourth root of the
+    determinant of their covariance): the background surrounds a thing, however large.
+    """
+    y, x = np.mgrid[1 : first.shape[0] : STEP, 1 : first.shape[1] : STEP]
+    seen = [looked_up(second, apply(h, np.stack([x, y], -1) * 1.0)) for h in homographies]
+    off = np.stack([values for values, _ in seen]) - first[y, x]
+    there = np.logical_and.reduce([inside for _, inside in seen])
+    shares, places = [np.zeros(len(seen))], [(0, 0)]
+    for top in range(0, y.shape[0], SAMPLES):
+        for left in range(0, y.shape[1], SAMPLES):
+            rows, columns = slice(top, top + SAMPLES), slice(left, left + SAMPLES)
+            inside = there[rows, columns]
+            if inside.sum() > SAMPLES**2 / 4:
+                deviation = off[:, rows, columns][:, inside].std(axis=1)
+                shares.append(((deviation.min() + NOISE) / (deviation + NOISE)) ** 2)
+                places.append((top // SAMPLES, left // SAMPLES))
+    share, place = np.array(shares), np.array(places, float)
+    total = share.sum(axis=0)
+    apart = place[:, None] - (share.T @ place) / np.maximum(total, 1e-9)[:, None]
+    covariance = np.einsum("nm,nmi,nmj->mij", share, apart, apart)
+    area = np.linalg.det(covariance / np.maximum(total, 1e-9)[:, None, None])
+    scores: NDArray[np.float64] = total * np.maximum(area, 0) ** 0.25
+    return scores
 
 
 def apply(homography: NDArray[np.float64], points: Points) -> Points:
@@ -241,19 +333,31 @@ def warp_second(first: Image, second: Image, homography: NDArray[np.float64]) ->
     """
     height, width = first.shape[:2]
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float64)
-    x, y = np.moveaxis(apply(homography, grid), -1, 0)
+    seen, inside = looked_up(second, apply(homography, grid))
+    warped = first.astype(np.float32)
+    warped[inside] = seen[inside]
+    return warped
+
+
+def looked_up(image: Image, points: Points) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """An image [H, W] or [H, W, C] read bilinearly at points [..., 2], zero where not inside.
+
+    Inside is farther than `BORDER` px from its border.
+    """
+    height, width = image.shape[:2]
+    x, y = np.moveaxis(points, -1, 0)
     inside = (x >= BORDER) & (x <= width - 1 - BORDER) & (y >= BORDER) & (y <= height - 1 - BORDER)
     x, y = x[inside], y[inside]
     left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     fx, fy = x - left, y - top
-    if second.ndim == 3:
+    if image.ndim == 3:
         fx, fy = fx[:, None], fy[:, None]
-    pixels = second.astype(np.float64)
+    pixels = image.astype(np.float64)
     above = (1 - fx) * pixels[top, left] + fx * pixels[top, left + 1]
     below = (1 - fx) * pixels[top + 1, left] + fx * pixels[top + 1, left + 1]
-    warped = first.astype(np.float32)
-    warped[inside] = (1 - fy) * above + fy * below
-    return warped
+    seen = np.zeros((*inside.shape, *image.shape[2:]))
+    seen[inside] = (1 - fy) * above + fy * below
+    return seen, inside
 
 
 def _found(greys: dict[tuple[int, int], Image], settings: Settings) -> dict[Any, Features]:
@@ -270,9 +374,7 @@ def camera_motion(
 ) -> Motion:
     """Camera motion of each pair: frames [B, T, 3, H, W], their unclipped flow [B, P, 2, H, W]."""
     greys = grey_frames(frames, pairs)
-    found = in_parallel(
-        lambda key: features(greys[key], settings.detector, settings.surf), list(greys)
-    )
+    found = _found(greys, settings)
 
     def solve(key: tuple[int, int]) -> Estimate:
         one, two = ((key[0], t) for t in pairs[key[1]])
@@ -294,9 +396,7 @@ def flow_and_camera(
     `solve` computes the flow of pairs of grey images, all at once.
     """
     greys = grey_frames(frames, pairs)
-    found = in_parallel(
-        lambda key: features(greys[key], settings.detector, settings.surf), list(greys)
-    )
+    found = _found(greys, settings)
     keys = keys_of(frames, pairs)
     ends = {(b, p): ((b, pairs[p][0]), (b, pairs[p][1])) for b, p in keys}
     images = {key: (greys[one], greys[two]) for key, (one, two) in ends.items()}
@@ -311,8 +411,8 @@ def flow_and_camera(
 
     motions = in_parallel(motion, keys)
     again = [key for key in keys if motions[key][0].ok]
-    for _ in range(len(keys) - len(again)):
-        if progress is not None:
+    if progress is not None:
+        for _ in range(len(keys) - len(again)):
             progress(1)
     moved = [(images[key][0], still) for key in again if (still := motions[key][1]) is not None]
     for key, field in zip(again, solve(moved, progress), strict=True):
