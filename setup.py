@@ -27,7 +27,15 @@ CPU_STAGES = (*STAGES, "camera_motion", "homography", "track_rows")
 # The headers promise separately rounded products and sums; -fno-math-errno lets sqrt be one
 # instruction, -fno-trapping-math lets comparisons be vectorised.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-fvisibility=hidden", "-fPIC", "-g0", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS += [
+    "-fvisibility=hidden",
+    "-fPIC",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+]
 X86_VARIANTS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],

@@ -4,7 +4,7 @@
 
 #if defined(__AVX2__)
 #define MME_SIMD 1
-#include <immintrin.h>
+#include "x86.h"
 
 #include <cstdint>
 

@@ -5,9 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
+#include "x86.h"
 
 #define MME_WIDE inline __attribute__((always_inline))
 
