@@ -353,7 +353,8 @@ def run(args: Any) -> int:
     if last:
         print(f"loss {last['loss']:.4f}")
         for one in summary.get("figures", []):
-            print(f"{one['name']} {one['value']:.1f} {one['unit']} of {one['videos']} held-out "
+            name = one["name"].replace("accuracy", "top-1").replace("top5", "top-5")
+            print(f"{name} {one['value']:.1f} {one['unit']} of {one['videos']} held-out "
                   f"videos, {one['views']} views")  # fmt: skip
         print(f"checkpoints, metrics.jsonl and summary.json -> {args.out}")
     return 0

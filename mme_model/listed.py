@@ -44,8 +44,9 @@ def known_labels(source: Source, classes: Sequence[str], spec: str) -> npt.NDArr
     high = np.flatnonzero(labels >= len(classes))
     if len(high):
         worst = [f"{source.name(int(i))} has {labels[i]}" for i in high[:3]]
+        are = "label is" if len(high) == 1 else "labels are"
         raise ValueError(
-            f"{spec}: {len(high)} labels are out of range: {some(worst, len(high))}; "
+            f"{spec}: {len(high)} {are} out of range: {some(worst, len(high))}; "
             f"the classifier has {len(classes)} classes, 0 to {len(classes) - 1}"
         )
     return labels

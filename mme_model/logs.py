@@ -139,11 +139,11 @@ class Progress:
 
 
 def shares(record: Mapping[str, Any]) -> str:
-    """Where a step's work went: "decode 3 % flow 40 % targets 4 % model 53 %"."""
+    """Where a step's work went: "decode 3% flow 40% targets 4% model 53%"; nothing, no word."""
     parts = {k[8:]: v for k, v in record.items() if k.startswith("seconds/")}
     work = {k: v for k, v in parts.items() if k != "wait"}
     total = sum(work.values()) or 1.0
-    return " ".join(f"{k} {v / total:.0%}" for k, v in work.items())
+    return " ".join(f"{k} {v / total:.0%}" for k, v in work.items() if v)
 
 
 def _bar(total: int, done: int) -> tuple[Any, Any]:

@@ -284,7 +284,7 @@ def test_labels_go_by_name(tmp_path: Path) -> None:
     assert known_labels(source, numbers, "x").tolist() == [i % 8 for i in range(10)]
     with pytest.raises(ValueError, match=r"1 of its 8 classes are not among .* 7: shrink; it know"):
         known_labels(source, CLASSES[:7], "x")
-    with pytest.raises(ValueError, match=r"1 labels are out of range: .*000007 \(shrink\) has 7"):
+    with pytest.raises(ValueError, match=r"1 label is out of range: .*000007 \(shrink\) has 7"):
         known_labels(source, numbers[:7], "x")
 
 
@@ -360,7 +360,7 @@ def test_bad_input_is_named(classifier: Path, listed: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"not one of its 1 videos can be read; the first: a 3"):
         testing.evaluate(classifier, str(bad), tmp_path, cpu=True)
     bad.write_text("a 1.mp4 8\n")
-    with pytest.raises(ValueError, match=r"1 labels are out of range: a 1.mp4 has 8; .* 0 to 7"):
+    with pytest.raises(ValueError, match=r"1 label is out of range: a 1.mp4 has 8; .* 0 to 7"):
         testing.evaluate(classifier, str(bad), tmp_path, cpu=True)
     with pytest.raises(NotADirectoryError, match=r"--out is .*list.csv, which is a file"):
         testing.evaluate(classifier, str(listed), listed, cpu=True)
