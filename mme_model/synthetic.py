@@ -42,7 +42,7 @@ class SyntheticVideos:
     seed : of textures and motion.
     frames : length of each.
     size : side of the square frames, px. Speeds scale with it: on 128 px the thing moves by about
-        1 px a frame, at its rim where it turns or grows, and the background by 0.5 to 1 px.
+        1 px a frame, at its rim where it turns or grows, and the background by 0.25 to 0.5 px.
     held_out : other videos than those of training.
 
     Raises
@@ -111,21 +111,22 @@ class _Scene:
 
         # All are drawn for every class, so that none tells of it.
         travel = min(rng.uniform(0.45, 0.6) * size / (2 * self.middle), 2.0 * scale)
-        turn = rng.uniform(0.03, 0.05)
-        growth = min(rng.uniform(0.38, 0.5) / self.middle, 0.03)
+        turn = rng.uniform(0.025, 0.038)
+        growth = min(rng.uniform(0.55, 0.7) / self.middle, 0.04)
         self.centre = (size - 1) / 2 + rng.uniform(-0.08, 0.08, 2) * size
         self.velocity = np.array(_DIRECTION.get(label, (0.0, 0.0))) * travel
         self.turn = turn * {"clockwise": 1, "anticlockwise": -1}.get(label, 0)
         self.growth = growth * {"grow": 1, "shrink": -1}.get(label, 0)
         axis = rng.integers(4) * math.pi / 2 + math.radians(rng.uniform(-25, 25))
-        self.pan = rng.uniform(0.5, 1.0) * scale * np.array([math.cos(axis), math.sin(axis)])
+        self.pan = rng.uniform(0.25, 0.5) * scale * np.array([math.cos(axis), math.sin(axis)])
 
-        self.radius = rng.uniform(0.22, 0.28) * size
+        self.radius = rng.uniform(0.34, 0.4) * size
         side = 2 * (math.ceil(self.radius * _DENSITY * _BULGE) + 3)
         self.thing = torch.stack(
             [_texture(rng, side, scale), _outline(rng, side, self.radius * _DENSITY)]
         )
-        self.ground = _texture(rng, 192 * math.ceil(size / 64), scale)  # 1.5 frames wide, or more
+        ground = 64 * math.ceil(1.3 * _DENSITY * size / 64)  # repeats after 1.3 frames or more
+        self.ground = _texture(rng, ground, scale)
         self.colours = [_colours(rng), _colours(rng)]
 
     def draw(self, frame: int) -> torch.Tensor:
@@ -204,6 +205,6 @@ def _outline(rng: np.random.Generator, side: int, radius: float) -> torch.Tensor
 
 def _colours(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and contrast [3, 1, 1], grey levels: between two colours of unlike brightness."""
-    base, gain = rng.uniform(95, 160, 3), rng.uniform(18, 36, 3)
+    base, gain = rng.uniform(110, 145, 3), rng.uniform(30, 48, 3)
     pair = [torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (base, gain)]
     return pair[0], pair[1]

@@ -91,9 +91,14 @@ def test_flow_follows_what_moves() -> None:
     for index in range(4):
         frames = videos.read(index, [10, 11])
         flow = optical_flow(frames[None], pairs=((0, 1),))[0, 0]
-        pan = torch.tensor(_Scene(videos, index).pan)
-        assert 0.5 <= float(pan.norm()) <= 1.0
-        assert torch.allclose(flow.flatten(1).median(1).values.double(), pan, atol=0.1)
+        scene = _Scene(videos, index)
+        pan = torch.tensor(scene.pan)
+        assert 0.25 <= float(pan.norm()) <= 0.5
+        x0, y0 = scene.centre + scene.velocity * (10 - scene.middle)
+        y, x = torch.meshgrid(torch.arange(128.0) - y0, torch.arange(128.0) - x0, indexing="ij")
+        behind = torch.hypot(x, y) > 1.4 * scene.radius
+        assert behind.sum() > 2000
+        assert torch.allclose(flow[:, behind].median(1).values.double(), pan, atol=0.1)
 
 
 def test_things_stay_in_view_and_everything_moves() -> None:
@@ -110,7 +115,7 @@ def test_things_stay_in_view_and_everything_moves() -> None:
         )
         assert 0.3 < moved < 3
         # Off the diagonals, along which normalised displacements say nothing.
-        assert abs(abs(scene.pan[0]) - abs(scene.pan[1])) > 0.15
+        assert abs(abs(scene.pan[0]) - abs(scene.pan[1])) > 0.1
 
 
 def test_appearance_says_nothing_of_the_label() -> None:
