@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -133,6 +134,11 @@ def predict(
 ) -> list[tuple[str, float]]:
     """All classes with their probability for one video, the likeliest first.
 
+    Parameters
+    ----------
+    video : a file, or "synthetic/N" for the built-in held-out video number N.
+    checkpoint, views, batch, precision, cpu : as `evaluate`.
+
     Raises
     ------
     OSError, ValueError, VideoError
@@ -144,11 +150,16 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     model, recipe, classes = load_classifier(checkpoint, device)
     config = recipe.views.replace(**(views or {}))
-    source = open_videos(os.fspath(video), config, held_out=True, testing=True)
-    if len(source) != 1:
+    spec, number = os.fspath(video), 0
+    built_in = re.fullmatch(r"synthetic/(\d{1,9})", spec)
+    if built_in:
+        number = int(built_in[1])
+        spec = f"synthetic:{number + 1}"
+    source = open_videos(spec, config, held_out=True, testing=True)
+    if len(source) != 1 and not built_in:
         raise ValueError(f"{video} holds {len(source)} videos; `mme test` takes more than one")
     with autocast(precision, device):
-        clips = test_views(source, 0, config).to(device)
+        clips = test_views(source, number, config).to(device)
         shares = probabilities(model, clips, batch).mean(dim=0)
     order = shares.argsort(descending=True, stable=True).tolist()
     return [(classes[i], float(shares[i])) for i in order]
@@ -321,7 +332,9 @@ def run(args: Any) -> int:
 
 def add_predict_arguments(parser: Any) -> None:
     """Arguments of `mme predict`."""
-    parser.add_argument("video", type=str, metavar="VIDEO", help="a video file")
+    parser.add_argument("video", type=str, metavar="VIDEO",
+                        help="a video file; or synthetic/N, the built-in held-out video number "
+                        "N")  # fmt: skip
     parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT",
                         help="a run of `mme finetune`, or another checkpoint with a "
                         "classifier")  # fmt: skip

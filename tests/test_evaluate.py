@@ -331,6 +331,16 @@ def test_predict_prints_a_table(
     assert shares == sorted(shares, reverse=True)
 
 
+def test_predict_takes_a_built_in_video_by_its_number(classifier: Path, tmp_path: Path) -> None:
+    views = {"test_clips": 1}
+    testing.evaluate(classifier, "synthetic:4", tmp_path, views=views, cpu=True)
+    row = rows(tmp_path)[3]
+    found = testing.predict("synthetic/3", classifier, views=views, cpu=True)
+    assert [name for name, _ in found[:5]] == row["top5_names"]
+    assert [share for _, share in found[:5]] == pytest.approx(row["top5_probabilities"], abs=1e-5)
+    assert found != testing.predict("synthetic/2", classifier, views=views, cpu=True)
+
+
 def test_the_commands(
     classifier: Path, listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
