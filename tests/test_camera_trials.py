@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mme_targets.config import SurfConfig
 from mme_targets.ops.camera_motion import camera_motion, flow_and_camera
 from mme_targets.ops.optical_flow import optical_flow
 from mme_targets.video import decode
@@ -146,10 +147,21 @@ def test_a_shaken_clip_stands_still_but_for_what_moves(shared_data: Path) -> Non
     assert np.abs(np.median(inside[:, 1], axis=(1, 2))).max() < 0.3
 
 
-def test_graffiti_with_the_window_open(shared_data: Path) -> None:
-    """Within 3 px at the corners at most seeds: a wall seen from another side, 100 px away.
+@pytest.mark.parametrize(
+    ("detector", "surf", "threshold", "seeds"),
+    [
+        ("sift", None, 1.0, 5),
+        ("surf", SurfConfig(upright=False), 1.0, 4),
+        ("surf", SurfConfig(upright=False), 2.0, 5),
+        ("surf", SurfConfig(upright=False, extended=False), 2.0, 5),
+    ],
+)
+def test_graffiti_with_the_window_open(
+    shared_data: Path, detector: str, surf: SurfConfig | None, threshold: float, seeds: int
+) -> None:
+    """Within 3 px at the corners at so many of 5 seeds: a wall seen from another side, 100 px away.
 
-    By SIFT. SURF's boxes place points less well: few of its matches agree to 1 px there.
+    One in three of SURF's matches is right to 2 px there, one in five to 1 px.
     """
     folder = shared_data / "homography"
     images = [cv2.imread(str(folder / f"graf{i}.png"))[..., ::-1] for i in (1, 3)]
@@ -161,7 +173,10 @@ def test_graffiti_with_the_window_open(shared_data: Path) -> None:
     without = np.full((1, 2, height, width), np.nan, np.float32)
     errors = []
     for seed in range(5):
-        found = camera_motion(clip, without, window=None, seed=seed, detector="sift")
+        found = camera_motion(
+            clip, without, window=None, seed=seed, detector=detector, surf=surf, threshold=threshold
+        )
         ends = [cv2.perspectiveTransform(at, h)[0] for h in (found.homographies[0], truth)]
         errors.append(np.linalg.norm(ends[0] - ends[1], axis=1).max())
-    assert (np.array(errors) < 3).all(), errors
+    print(f"{detector}, {threshold} px: {np.round(errors, 2)}")
+    assert (np.array(errors) < 3).sum() >= seeds, errors

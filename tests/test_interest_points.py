@@ -186,6 +186,31 @@ def test_matches_are_the_references(rng: np.random.Generator, window: float | No
     assert np.array_equal(target[kept].numpy(), expected[1].astype(np.float32))
 
 
+@pytest.mark.parametrize("floor", ["torch", *FAST])
+@pytest.mark.parametrize(("most", "values"), [(512, 128), (1, 45)])
+def test_matches_of_many_pairs_are_the_references(
+    rng: np.random.Generator, floor: str, most: int, values: int
+) -> None:
+    """Also where many are as far from each other, where points are missing, and of none."""
+    points = rng.uniform(0, 60, (4, 83, 2)).astype(np.float32)
+    described = rng.integers(-most, most + 1, (4, 83, values)).astype(np.float32)
+    there = rng.random((4, 83)) < np.array([[0.9], [0.7], [1.0], [0.0]])
+    pairs = np.array([[0, 1], [2, 0], [1, 1], [0, 3], [3, 2]])
+    table = matches.Points(*(torch.from_numpy(part) for part in (points, described, there)))
+    if floor == "torch":
+        sides = [matches.Points(*(part[end] for part in table)) for end in pairs.T]
+        source, target, kept = matches.mutual(*sides, 20.0)
+    else:
+        with running(floor):
+            source, target, kept = batched.mutual(table, torch.from_numpy(pairs), 20.0)
+    assert kept[2].tolist() == there[1].tolist()  # with itself: all that there are
+    for k, ends in enumerate(pairs):
+        sides = [slow.Features(points[e][there[e]] * 1.0, described[e][there[e]]) for e in ends]
+        expected = slow.match(*sides, 20.0)
+        assert np.array_equal(source[k][kept[k]].numpy(), expected[0])
+        assert np.array_equal(target[k][kept[k]].numpy(), expected[1])
+
+
 def test_warp_is_the_references(rng: np.random.Generator) -> None:
     first, second = texture(rng, 60, 80), texture(rng, 60, 80)
     for matrix in (

@@ -1,7 +1,8 @@
-// Interest points and corners of frames, and second frames without the camera's motion. Threads
-// share the frames out, of the warp the rows.
+// Interest points and corners of frames, matches of two, and second frames without the camera's
+// motion. Threads share the frames or pairs out, of the warp the rows.
 #include "corners.h"
 #include "kernels.h"
+#include "matches.h"
 #include "surf_descriptors.h"
 #include "threads.h"
 
@@ -91,6 +92,27 @@ bool corners(const uint8_t* images, long count, long height, long width, float q
   return enough_memory;
 }
 
+bool mutual(const float* points, const float* descriptors, const bool* valid, long room,
+            long values, const int64_t* pairs, long count, float window, float* targets,
+            bool* matched, int threads) {
+  bool enough_memory = true;
+  const auto frame = [&](long at) {
+    return Described{points + 2 * at * room, descriptors + at * room * values, valid + at * room};
+  };
+  parallel_for(count, 1, threads, [&](long first, long last) {
+    const MatchMemory memory(room);
+    if (memory.all == nullptr) {
+      __atomic_store_n(&enough_memory, false, __ATOMIC_RELAXED);
+      return;
+    }
+    for (long p = first; p < last; ++p) {
+      match(frame(pairs[2 * p]), frame(pairs[2 * p + 1]), room, values, window, memory,
+            targets + 2 * p * room, matched + p * room);
+    }
+  });
+  return enough_memory;
+}
+
 // A row of a second frame where a homography takes it, bilinear; the first frame's where that is
 // outside the border. Positions are computed in double precision, as the reference does.
 template <class T>
@@ -152,7 +174,7 @@ void warp(const void* first, const void* second, bool is_u8, const double* homog
 }  // namespace
 
 extern const CameraKernels kCameraMotion;
-const CameraKernels kCameraMotion{points, descriptors, corners, warp};
+const CameraKernels kCameraMotion{points, descriptors, corners, mutual, warp};
 
 }  // namespace MME_ISA
 }  // namespace mme

@@ -75,6 +75,10 @@ struct CameraKernels {
                            float* out, int threads);
   bool (*corners)(const uint8_t* frames, long count, long height, long width, float quality,
                   long candidates, long most, float* places, int64_t* found, int threads);
+  // Points of the first frame of `count` pairs that match one of the second, and where that lies.
+  bool (*mutual)(const float* points, const float* descriptors, const bool* valid, long room,
+                 long values, const int64_t* pairs, long count, float window, float* targets,
+                 bool* matched, int threads);
   // Second frames where homographies [count, 3, 3] take them, the first ones' outside the border.
   void (*warp)(const void* first, const void* second, bool is_u8, const double* homographies,
                long count, long height, long width, int border, float* out, int threads);

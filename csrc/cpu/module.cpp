@@ -196,6 +196,15 @@ bool corners(uintptr_t frames, long count, long height, long width, float qualit
                                          pointer<int64_t>(found), threads);
 }
 
+bool mutual(uintptr_t points, uintptr_t descriptors, uintptr_t valid, long room, long values,
+            uintptr_t pairs, long count, float window, uintptr_t targets, uintptr_t matched,
+            int threads) {
+  return active().camera_motion->mutual(
+      pointer<const float>(points), pointer<const float>(descriptors), pointer<const bool>(valid),
+      room, values, pointer<const int64_t>(pairs), count, window, pointer<float>(targets),
+      pointer<bool>(matched), threads);
+}
+
 void warp(uintptr_t first, uintptr_t second, bool is_u8, uintptr_t homographies, long count,
           long height, long width, int border, uintptr_t out, int threads) {
   active().camera_motion->warp(pointer<const void>(first), pointer<const void>(second), is_u8,
@@ -232,6 +241,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("surf_points", &surf_points, release);
   m.def("surf_descriptors", &surf_descriptors, release);
   m.def("corners", &corners, release);
+  m.def("mutual", &mutual, release);
   m.def("warp", &warp, release);
   m.def("decode_rows", &decode_rows, release);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");

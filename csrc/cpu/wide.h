@@ -120,12 +120,31 @@ MME_WIDE unsigned above(Wide a, Wide b) {
 #endif
 }
 
+// Four lanes on every instruction set: the taps of one pixel.
+MME_WIDE Four load4(const float* p) {
+  Four a;
+  __builtin_memcpy(&a, p, sizeof a);
+  return a;
+}
+
 MME_WIDE double sum(Wide a) {
   float lane[kLanes];
   store(lane, a);
   double total = 0;
   for (int i = 0; i < kLanes; ++i) total += lane[i];
   return total;
+}
+
+MME_WIDE float total_of(Wide a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(a);
+#else
+  float lane[kLanes];
+  store(lane, a);
+  Four four = load4(lane);
+  for (int i = 4; i < kLanes; i += 4) four = four + load4(lane + i);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+#endif
 }
 
 typedef int WideInt __attribute__((vector_size(sizeof(float) * kLanes)));
@@ -150,12 +169,6 @@ class Flush {
 #endif
 };
 
-// Four lanes on every instruction set: the taps of one pixel.
-MME_WIDE Four load4(const float* p) {
-  Four a;
-  __builtin_memcpy(&a, p, sizeof a);
-  return a;
-}
 MME_WIDE Four madd4(Four a, float b, Four c) {
   const Four all = {b, b, b, b};
 #if defined(__AVX2__)

@@ -265,6 +265,33 @@ def corners(
     return points[:, :most], torch.arange(most) < found[:, None]
 
 
+def mutual(
+    points: torch.Tensor,
+    descriptors: torch.Tensor,
+    valid: torch.Tensor,
+    pairs: torch.Tensor,
+    window: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Matches of pairs [P, 2] int64 of frames' points on the CPU: see `batched.matches.mutual`.
+
+    Raises
+    ------
+    MemoryError
+        If there is no room, some 24 bytes a point and thread.
+    """
+    points, descriptors = (_ready(part, torch.float32) for part in (points, descriptors))
+    valid, pairs = _ready(valid, torch.bool), _ready(pairs, torch.int64)
+    source = points[pairs[:, 0]]
+    target, kept = torch.empty_like(source), valid.new_empty(source.shape[:2])
+    if not _module(points).mutual(
+        points.data_ptr(), descriptors.data_ptr(), valid.data_ptr(), *descriptors.shape[1:],
+        pairs.data_ptr(), len(pairs), window, target.data_ptr(), kept.data_ptr(),
+        *_context(points),
+    ):  # fmt: skip
+        raise MemoryError(f"Matches of {points.shape[1]} points: not enough memory")
+    return source, target, kept
+
+
 def warp(
     first: torch.Tensor, second: torch.Tensor, homographies: torch.Tensor, border: int
 ) -> torch.Tensor:

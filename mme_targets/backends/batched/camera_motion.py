@@ -65,10 +65,9 @@ def estimate(
     part = _part(pairs)
     sources, targets, kept = [], [], []
     for some, field in zip(pairs.split(part), flow.split(part), strict=True):
-        one, two = some.unbind(1)
+        one = some[:, 0]
         aims, inside = matches.carried(at[one], corner[one], field)
-        first, second = (matches.Points(*(t[end] for t in points)) for end in (one, two))
-        matched = matches.mutual(first, second, settings.window)
+        matched = mutual(points, some, settings.window)
         sources.append(torch.cat([matched[0], at[one]], dim=1))
         targets.append(torch.cat([matched[1], aims], dim=1))
         kept.append(torch.cat([matched[2], inside], dim=1))
@@ -97,21 +96,32 @@ def _corners(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def _points(
-    levels: torch.Tensor, settings: Settings
+def mutual(
+    points: matches.Points, pairs: torch.Tensor, window: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Interest points [F, K, 2], their descriptors [F, K, D], and which there are [F, K]."""
+    """Source and target [P, K, 2] of pairs [P, 2] of frames: see `matches.mutual`.
+
+    Without a window all points are compared, which a matrix product does faster.
+    """
+    if window is not None and homography.has_kernels(pairs):
+        return native.mutual(*points, pairs, window)
+    first, second = (matches.Points(*(t[end] for t in points)) for end in pairs.unbind(1))
+    return matches.mutual(first, second, window)
+
+
+def _points(levels: torch.Tensor, settings: Settings) -> matches.Points:
+    """Interest points of frames [F, H, W]."""
     detector, surf = settings.detector, settings.surf
     if detector == "surf":
         if homography.has_kernels(levels):
             found = interest_points.Points(*native.surf(levels, surf))
         else:
             found = interest_points.surf(levels, surf)
-        return found.points, found.descriptors, found.valid
+        return matches.Points(found.points, found.descriptors, found.valid)
     device = levels.device
     if detector == "corners" or min(levels.shape[1:]) < SMALLEST_SIDE:
         none = torch.zeros((len(levels), 0, 2), device=device)
-        return none, none, none[..., 0].bool()
+        return matches.Points(none, none, none[..., 0].bool())
     # OpenCV's, on the host.
     images = levels.cpu().numpy()
     each = in_parallel(
@@ -128,7 +138,7 @@ def _points(
         if count:
             described[k, :count] = torch.from_numpy(features.descriptors)
         valid[k, :count] = True
-    return points.to(device), described.to(device), valid.to(device)
+    return matches.Points(points.to(device), described.to(device), valid.to(device))
 
 
 def judged(greys: torch.Tensor, pairs: torch.Tensor, candidates: Estimate) -> Estimate:

@@ -42,8 +42,9 @@ BEST = 32
 """Hypotheses of each competition that are scored on all matches."""
 REFINED = 4
 """Hypotheses of each competition that are refined."""
-REFINEMENTS = (3.0, 2.0, 1.0, 1.0)
-"""Thresholds, as multiples, within which matches take part in each refinement."""
+REFINEMENTS = (3.0, 3.0, 2.0, 2.0, 1.0, 1.0)
+"""Thresholds, as multiples, within which matches take part in each refinement: twice within each,
+since the first leads to matches that the second takes up."""
 POLISH = (0.7, 0.5, 0.35, 0.25, 0.2, 0.2, 0.2)
 """The same for the best of them at the end."""
 TIGHT, STILL = 0.35, 0.4

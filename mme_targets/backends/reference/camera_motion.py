@@ -23,7 +23,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -360,27 +360,27 @@ def looked_up(image: Image, points: Points) -> tuple[NDArray[np.float64], NDArra
     return seen, inside
 
 
-def _found(greys: dict[tuple[int, int], Image], settings: Settings) -> dict[Any, Features]:
-    """Interest points of every frame."""
-    detector, surf = settings.detector, settings.surf
-    return in_parallel(lambda key: features(greys[key], detector, surf), list(greys))
-
-
-def camera_motion(
-    frames: Image,
-    flow: Flow,
-    pairs: Pairs,
-    settings: Settings,
-) -> Motion:
+def camera_motion(frames: Image, flow: Flow, pairs: Pairs, settings: Settings) -> Motion:
     """Camera motion of each pair: frames [B, T, 3, H, W], their unclipped flow [B, P, 2, H, W]."""
-    greys = grey_frames(frames, pairs)
-    found = _found(greys, settings)
+    return _motion(grey_frames(frames, pairs), flow, pairs, settings)
+
+
+def _motion(
+    greys: dict[tuple[int, int], Image], flow: Flow, pairs: Pairs, settings: Settings
+) -> Motion:
+    """The same of grey frames [H, W] by (clip, frame)."""
+    detector, surf = settings.detector, settings.surf
+    found = in_parallel(lambda key: features(greys[key], detector, surf), list(greys))
 
     def solve(key: tuple[int, int]) -> Estimate:
         one, two = ((key[0], t) for t in pairs[key[1]])
         return estimate(greys[one], greys[two], flow[key], (found[one], found[two]), settings)
 
-    return _gathered(in_parallel(solve, keys_of(frames, pairs)), len(frames), len(pairs))
+    count = flow.shape[:2]
+    motion = Motion(np.empty((*count, 3, 3)), np.empty(count, np.int64), np.empty(count, np.bool_))
+    for key, one in in_parallel(solve, keys_of(flow, pairs)).items():
+        motion.homographies[key], motion.inliers[key], motion.ok[key] = one
+    return motion
 
 
 def flow_and_camera(
@@ -396,37 +396,17 @@ def flow_and_camera(
     `solve` computes the flow of pairs of grey images, all at once.
     """
     greys = grey_frames(frames, pairs)
-    found = _found(greys, settings)
     keys = keys_of(frames, pairs)
-    ends = {(b, p): ((b, pairs[p][0]), (b, pairs[p][1])) for b, p in keys}
-    images = {key: (greys[one], greys[two]) for key, (one, two) in ends.items()}
-    shape = frames.shape[-2:]
-    flow = solve([images[key] for key in keys], None).reshape(len(frames), len(pairs), 2, *shape)
-
-    def motion(key: tuple[int, int]) -> tuple[Estimate, Image | None]:
-        one, two = ends[key]
-        camera = estimate(*images[key], flow[key], (found[one], found[two]), settings)
-        still = warp_second(*images[key], camera.homography) if camera.ok else None
-        return camera, still
-
-    motions = in_parallel(motion, keys)
-    again = [key for key in keys if motions[key][0].ok]
+    images = {(b, p): (greys[b, pairs[p][0]], greys[b, pairs[p][1]]) for b, p in keys}
+    flow = solve(list(images.values()), None)
+    flow = flow.reshape(len(frames), len(pairs), 2, *frames.shape[-2:])
+    motion = _motion(greys, flow, pairs, settings)
+    again = [key for key in keys if motion.ok[key]]
     if progress is not None:
         for _ in range(len(keys) - len(again)):
             progress(1)
-    moved = [(images[key][0], still) for key in again if (still := motions[key][1]) is not None]
+    still = in_parallel(lambda key: warp_second(*images[key], motion.homographies[key]), again)
+    moved = [(images[key][0], still[key]) for key in again]
     for key, field in zip(again, solve(moved, progress), strict=True):
         flow[key] = field
-    estimates = {key: camera for key, (camera, _) in motions.items()}
-    return flow, _gathered(estimates, len(frames), len(pairs))
-
-
-def _gathered(estimates: dict[tuple[int, int], Estimate], clips: int, pairs: int) -> Motion:
-    motion = Motion(
-        np.empty((clips, pairs, 3, 3)),
-        np.empty((clips, pairs), np.int64),
-        np.empty((clips, pairs), np.bool_),
-    )
-    for key, one in estimates.items():
-        motion.homographies[key], motion.inliers[key], motion.ok[key] = one
-    return motion
+    return flow, motion
