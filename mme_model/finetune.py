@@ -25,7 +25,7 @@ from .loading import Loader, Unreadable, beside, worker_count
 from .mvit import resized_positions
 from .prefetch import prefetched
 from .recipe import Recipe
-from .results import Row, figure, write_row
+from .results import Row, figure, pretraining, write_row
 from .sources import Source
 from .view_data import ViewBatch, eval_loader, train_loader
 from .views import open_videos, seeded
@@ -372,11 +372,7 @@ def _initialised(model: Classifier, path: str) -> dict[str, Any]:
     if facts.get("kind") == "classifier":
         found["left_out"] = "its head and the norm before it, which are of its own classes, are"
     if about.get("kind") == "pretrain":
-        before = Recipe.from_json(about["recipe"])
-        found["method"] = "VideoMAE" if before.targets.targets == ("pixel",) else "MME"
-        found["data"] = Path(before.data).stem
-        found["epochs"] = f"{before.train.steps} steps" if before.train.steps else (
-            str(before.train.epochs))  # fmt: skip
+        found |= pretraining(Recipe.from_json(about["recipe"]))
     else:
         found["method"] = f"from {Path(path).name}"
     return found

@@ -31,7 +31,7 @@ from .listed import known_labels, unique_videos
 from .mvit import build_encoder
 from .recipe import Recipe, load_recipe
 from .reports import out_folder, write_report
-from .results import Row, figure
+from .results import Row, figure, pretraining
 from .runs import versions
 from .scores import Predictions
 from .sources import Source
@@ -217,12 +217,7 @@ def _said(recipe: Recipe | FinetuneRecipe, format: str, name: str) -> dict[str, 
     """Method, data and epochs, as far as the checkpoint says."""
     if format != "mme" or isinstance(recipe, FinetuneRecipe):
         return {"method": f"from {name}"}
-    train = recipe.train
-    return {
-        "method": "VideoMAE" if recipe.targets.targets == ("pixel",) else "MME",
-        "data": Path(recipe.data).stem,
-        "epochs": f"{train.steps} steps" if train.steps else str(train.epochs),
-    }
+    return pretraining(recipe)
 
 
 def _views_of(recipe: Recipe | FinetuneRecipe) -> ViewConfig:

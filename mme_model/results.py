@@ -15,10 +15,10 @@ from mme_targets.files import atomic_path
 
 from .finetune_recipe import ViewConfig
 from .flops import encoder_count
-from .recipe import ModelConfig
+from .recipe import ModelConfig, Recipe
 from .vit import SIZES, encoder_shape
 
-__all__ = ["Row", "backbone", "figure", "write_row"]
+__all__ = ["Row", "backbone", "figure", "pretraining", "write_row"]
 
 _LETTERS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L"}
 
@@ -61,6 +61,20 @@ class Row:
             "Acc.@1": _percent(self.accuracy),
             "Acc.@5": _percent(self.top5),
         }
+
+
+def pretraining(recipe: Recipe) -> dict[str, str]:
+    """A row's `method`, `data` and `epochs` for an encoder that this recipe pre-trained.
+
+    Pixels alone are VideoMAE's target; tracks without a step leave the patch's HOG, MaskFeat's.
+    """
+    targets, train = recipe.targets, recipe.train
+    method = "MaskFeat" if targets.length == 0 else "MME"
+    return {
+        "method": "VideoMAE" if targets.targets == ("pixel",) else method,
+        "data": Path(recipe.data).stem,
+        "epochs": f"{train.steps} steps" if train.steps else str(train.epochs),
+    }
 
 
 def backbone(model: ModelConfig) -> str:

@@ -19,7 +19,8 @@ from mme_model.convert import load_classifier
 from mme_model.finetune import Finetuning, finetune
 from mme_model.finetune_recipe import FinetuneRecipe, load_finetune_recipe
 from mme_model.pretrain import pretrain
-from mme_model.recipe import Recipe
+from mme_model.recipe import Recipe, load_recipe
+from mme_model.results import pretraining
 from mme_model.view_data import ViewBatch
 from mme_targets.files import write_video
 
@@ -339,3 +340,15 @@ def test_recipes_are_table_9() -> None:
     assert load_finetune_recipe("ssv2").views.sampling == "segments"
     tested = {n: load_finetune_recipe(n).views.test_clips for n in ("ssv2", "k400", "ucf101")}
     assert tested == {"ssv2": 2, "k400": 7, "ucf101": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("table12_maskfeat_mvitv2_s", "MaskFeat"),
+        ("table12_mme_mvitv2_s", "MME"),
+        ("table5_pixel", "VideoMAE"),
+    ],
+)
+def test_rows_name_the_method_that_pre_trained(name: str, method: str) -> None:
+    assert pretraining(load_recipe(name))["method"] == method
