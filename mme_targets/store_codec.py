@@ -60,6 +60,7 @@ from .store_context import (
     moved,
     slopes_of,
     sum_above,
+    wrapped,
 )
 from .store_rans import NONE, Decoder, encode, frequencies, in_steps
 
@@ -117,7 +118,7 @@ class _Symbols:
         left[..., 2:], above[:, 1:] = flat[:, 0, :, :-2], flat[:, 0, :-1]
         left[..., :2], above[:, 0] = above[..., :2], left[:, 0]
         left[:, 0, :2] = above[:, 0, :2] = 0
-        self.residuals = (flat[:, 0] - ((left + above) >> 1)).astype(np.int16)
+        self.residuals = (flat[:, 0] - (wrapped(left + above) >> 1)).astype(np.int16)
         around = np.zeros_like(flat[:, 0])
         around[:, 1:] = sum_above(self.residuals[:, :-1])
         self.residual_contexts = levels(around)
@@ -273,7 +274,7 @@ def decode_planes(
         for at in range(0, width, 2):
             left = out[:, 0, y, at - 2 : at] if at else out[:, 0, y - 1, :2]
             above = out[:, 0, y - 1, at : at + 2] if y else left
-            guess = (left.astype(np.int32) + above) >> 1 if at or y else 0
+            guess = (left + above) >> 1 if at or y else 0
             out[:, 0, y, at : at + 2] = guess + residual[:, at : at + 2]
 
     slopes = slopes_of(out[:, 0].astype(np.int32))

@@ -77,6 +77,7 @@ bool fill(const uint16_t* frequencies, uint32_t* table) {
 
 #if defined(MME_SIMD)
 
+#if !defined(__AVX512VL__)
 // For each pattern of lanes that take a word, which of eight words each takes.
 struct Expansion {
   alignas(32) int32_t lane[256][8];
@@ -88,20 +89,7 @@ struct Expansion {
   }
 };
 constexpr Expansion kExpansion;
-
-// For each pattern of lanes, those lanes, one after the other.
-struct Compaction {
-  alignas(32) int32_t lane[256][8];
-  constexpr Compaction() : lane() {
-    for (int pattern = 0; pattern < 256; ++pattern) {
-      int next = 0;
-      for (int i = 0; i < 8; ++i) {
-        if (pattern >> i & 1) lane[pattern][next++] = i;
-      }
-    }
-  }
-};
-constexpr Compaction kCompaction;
+#endif
 
 MME_LANE I load(const void* at) { return _mm256_loadu_si256(static_cast<const I*>(at)); }
 MME_LANE void store(void* at, I value) { _mm256_storeu_si256(static_cast<I*>(at), value); }
@@ -117,12 +105,6 @@ MME_LANE void put_bytes(I value, uint8_t* out) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
 }
 
-// Bits that numbers >= 0 take, at most 8: the exponent of a float says it.
-MME_LANE I lengths(I value) {
-  const I bits = _mm256_castps_si256(to_float(vmin(value, set(255))));
-  return vmax(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), set(126)), set(0));
-}
-
 // One step: `left` symbols, if they are less than eight.
 MME_LANE void step(const uint32_t* table, Coder& coder, const uint8_t* contexts, uint8_t* out,
                    long left) {
@@ -134,6 +116,20 @@ MME_LANE void step(const uint32_t* table, Coder& coder, const uint8_t* contexts,
   I moved = _mm256_add_epi32(_mm256_mullo_epi32(count, _mm256_srli_epi32(state, kBits)),
                              _mm256_srli_epi32(entry, 20));
   I symbol = _mm256_and_si256(entry, set(0xff));
+  const I words =
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(coder.at)));
+#if defined(__AVX512VL__)
+  __mmask8 low = _mm256_cmplt_epi32_mask(moved, set(kLow));
+  if (left < kLanes) {
+    const __mmask8 used = static_cast<__mmask8>((1 << left) - 1);
+    low &= used;
+    symbol = _mm256_maskz_mov_epi32(used, symbol);
+    moved = _mm256_mask_mov_epi32(state, used, moved);
+  }
+  const int pattern = low;
+  moved = _mm256_mask_or_epi32(moved, low, _mm256_slli_epi32(moved, 16),
+                               _mm256_maskz_expand_epi32(low, words));
+#else
   I low = _mm256_cmpgt_epi32(set(kLow), moved);
   if (left < kLanes) {
     const I used = _mm256_cmpgt_epi32(set(static_cast<int>(left)), iota());
@@ -142,10 +138,9 @@ MME_LANE void step(const uint32_t* table, Coder& coder, const uint8_t* contexts,
     moved = _mm256_blendv_epi8(state, moved, used);
   }
   const int pattern = _mm256_movemask_ps(_mm256_castsi256_ps(low));
-  const I words = _mm256_permutevar8x32_epi32(
-      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(coder.at))),
-      load(kExpansion.lane[pattern]));
-  moved = _mm256_blendv_epi8(moved, _mm256_or_si256(_mm256_slli_epi32(moved, 16), words), low);
+  const I taken = _mm256_permutevar8x32_epi32(words, load(kExpansion.lane[pattern]));
+  moved = _mm256_blendv_epi8(moved, _mm256_or_si256(_mm256_slli_epi32(moved, 16), taken), low);
+#endif
   _mm256_store_si256(reinterpret_cast<I*>(coder.state), moved);
   coder.take(__builtin_popcount(pattern));
   put_bytes(symbol, out);

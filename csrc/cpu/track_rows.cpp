@@ -7,19 +7,48 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 namespace mme {
 namespace MME_ISA {
 namespace {
 
 // Rows that go together.
-constexpr long kTogether = 4;
-constexpr int32_t kFarthest = 32000;
+constexpr long kTogether = 8;
+
+// Memory that a thread keeps from one call to the next: fresh pages would take a tenth of the time.
+class Memory {
+ public:
+  ~Memory() { std::free(held_); }
+
+  // Aligned to 64 bytes; null if there is none.
+  uint8_t* get(size_t bytes) {
+    if (bytes > size_) {
+      std::free(held_);
+      held_ = std::malloc(bytes + 64);
+      size_ = held_ ? bytes : 0;
+      if (!held_) return nullptr;
+    }
+    return static_cast<uint8_t*>(held_) + (64 - reinterpret_cast<uintptr_t>(held_) % 64) % 64;
+  }
+
+  void keep(size_t most) {
+    if (size_ <= most) return;
+    std::free(held_);
+    held_ = nullptr, size_ = 0;
+  }
+
+ private:
+  void* held_ = nullptr;
+  size_t size_ = 0;
+};
+constexpr size_t kKept = 1 << 24;
+thread_local Memory memory;
 
 class Rows : private Points {
  public:
   Rows(const CodedRows& coded, const RowLayout& layout) : Points(layout), coded_(coded) {}
-  ~Rows() { std::free(memory_); }
+  ~Rows() { memory.keep(kKept); }
 
   bool run(int16_t* out) {
     if (!prepare()) return false;
@@ -50,7 +79,10 @@ class Rows : private Points {
 
   // One piece of memory for all.
   bool prepare() {
-    const long field = 2 * points_ + 2 * layout_.gx + kPast, n = coded_.count;
+    // Numbers of a plane, and what may be read around them.
+    const long around = (2 * layout_.gx + 2 * kGroup) / 32 * 32 + 32;
+    const long field = (2 * points_ + 31) / 32 * 32 + 2 * around, n = coded_.count;
+    const long groups = (points_ + kGroup - 1) / kGroup;
     long size = 0;
     const auto reserve = [&](long bytes) {
       const long at = size;
@@ -61,13 +93,12 @@ class Rows : private Points {
     const long rows = reserve(n * sizeof(Row)), fields = reserve(4 * n * field * sizeof(int16_t));
     const long slopes = reserve(n * (points_ + kPast));
     const long narrow = reserve(4 * kTogether * field);
-    const long wide = reserve(7 * kTogether * field * sizeof(int32_t));
-    const long there = reserve(kTogether * field * sizeof(int16_t));
+    const long wide = reserve(2 * kTogether * field * sizeof(int16_t));
+    const long patterns = reserve(3 * kTogether * groups);
     const long origins = reserve(field * sizeof(int16_t));
-    memory_ = std::malloc(size + 64);
-    if (!memory_) return false;
-    uint8_t* base = static_cast<uint8_t*>(memory_);
-    base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
+    const long lines = reserve(2 * (layout_.gx + kGroup) * kTogether * sizeof(int16_t));
+    uint8_t* base = memory.get(size);
+    if (!base) return false;
     tables_ = reinterpret_cast<uint32_t*>(base + tables);
     for (long i = 0; i < coded_.tables; ++i) {
       if (!fill(coded_.frequencies + i * kContexts * 256, tables_ + i * kContexts * kTotal)) {
@@ -75,7 +106,7 @@ class Rows : private Points {
       }
     }
     rows_ = reinterpret_cast<Row*>(base + rows);
-    int16_t* of_rows = reinterpret_cast<int16_t*>(base + fields);
+    int16_t* of_rows = reinterpret_cast<int16_t*>(base + fields) + around;
     for (long i = 0, before = 0; i < n; ++i) {
       Row& row = rows_[i];
       row.number = coded_.rows[i], row.depth = coded_.depth[i];
@@ -84,6 +115,9 @@ class Rows : private Points {
       row.trail[0] = row.now + field, row.trail[1] = row.trail[0] + field;
       row.slopes = base + slopes + i * (points_ + kPast);
       std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
+      for (int16_t* some : {row.now, row.trail[0], row.trail[1]}) {
+        std::memset(some + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+      }
       row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
       while (before < i && rows_[before].number < row.number - layout_.stride) ++before;
       const bool found = rows_[before].number == row.number - layout_.stride;
@@ -96,16 +130,20 @@ class Rows : private Points {
       Lists& list = lists_[i];
       list.contexts = base + narrow + 4 * i * field, list.symbols = list.contexts + field;
       list.value_contexts = list.symbols + field, list.values = list.value_contexts + field;
-      list.points = reinterpret_cast<int32_t*>(base + wide) + 7 * i * field;
-      list.predicted = list.points + field, list.places = list.predicted + field;
-      for (int k = 0; k < 4; ++k) list.pairs[k] = list.places + (k + 1) * field;
-      list.there = reinterpret_cast<int16_t*>(base + there) + i * field;
+      list.predicted = reinterpret_cast<int16_t*>(base + wide) + 2 * i * field;
+      list.numbers = list.predicted + field;
+      list.changed = reinterpret_cast<uint16_t*>(base + patterns) + i * groups;
+      list.may = base + patterns + 2 * kTogether * groups + i * groups;
     }
     origins_ = reinterpret_cast<int16_t*>(base + origins);
-    for (long i = 0; i < points_; ++i) {
-      origins_[2 * i] = static_cast<int16_t>(i % layout_.gx);
-      origins_[2 * i + 1] = static_cast<int16_t>(i / layout_.gx);
+    std::memset(origins_ + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+    for (long j = 0, i = 0; j < layout_.gy; ++j) {
+      for (long k = 0; k < layout_.gx; ++k, ++i) {
+        origins_[2 * i] = static_cast<int16_t>(64 * k);
+        origins_[2 * i + 1] = static_cast<int16_t>(64 * j);
+      }
     }
+    lines_ = reinterpret_cast<int16_t*>(base + lines);
     return true;
   }
 
@@ -135,11 +173,7 @@ class Rows : private Points {
         }
       }
       for (long i = 0; i < count; ++i) residuals(rows_[begin + i], lists_[i]);
-      if (count == kTogether) {
-        first_lines<kTogether>(begin, y);
-      } else {
-        for (long i = 0; i < count; ++i) first_lines<1>(begin, y, i);
-      }
+      first_line(begin, count, y);
     }
     for (long i = 0; i < count; ++i) {
       Row& row = rows_[begin + i];
@@ -152,7 +186,7 @@ class Rows : private Points {
   void residuals(Row& row, Lists& list) const {
     const long width = 2 * layout_.gx;
     const uint8_t* __restrict symbols = list.symbols;
-    int16_t* __restrict numbers = list.there;
+    int16_t* __restrict numbers = list.numbers;
     uint8_t* __restrict weights = list.values + 2;
     uint8_t escaped = 0;
     for (long j = 0; j < width; ++j) {
@@ -171,36 +205,53 @@ class Rows : private Points {
     }
   }
 
-  // Line y of plane 0 of N rows: each number waits for the one to its left, the rows do not wait
+  // Line y of plane 0 of some rows: each number waits for the one to its left, the rows do not wait
   // for each other.
-  template <long N>
-  void first_lines(long begin, long y, long skip = 0) const {
+  void first_line(long begin, long count, long y) const {
     const long width = 2 * layout_.gx;
-    int16_t *line[N], left[N][2];
-    const int16_t* numbers[N];
-    for (long i = 0; i < N; ++i) {
-      line[i] = rows_[begin + skip + i].first + y * width;
-      numbers[i] = lists_[skip + i].there;
-      for (int c = 0; c < 2; ++c) left[i][c] = y ? line[i][c - width] : int16_t{0};
-    }
-    for (long j = 0; j < width; j += 2) {
-      for (long i = 0; i < N; ++i) {
-        for (int c = 0; c < 2; ++c) {
-          const int16_t above = y ? line[i][j + c - width] : left[i][c];
-          left[i][c] = static_cast<int16_t>(((left[i][c] + above) >> 1) + numbers[i][j + c]);
-          line[i][j + c] = left[i][c];
-        }
+#if defined(MME_SIMD)
+    // Columns of eight rows, x and y of each, as they lie one after the other in `lines_`.
+    I left = set(0);
+    for (long j = 0; j < width; j += 2 * kTogether) {
+      F eight[kTogether];
+      for (long i = 0; i < kTogether; ++i) {
+        eight[i] = _mm256_castsi256_ps(load(lists_[i < count ? i : 0].numbers + j));
+      }
+      transpose(eight);
+      int16_t* line = lines_ + kTogether * j;
+      for (long i = 0; i < kTogether; ++i, line += 2 * kTogether) {
+        const I above = y ? load(line) : left;
+        if (j + i == 0) left = above;
+        left = _mm256_add_epi16(_mm256_srai_epi16(_mm256_add_epi16(left, above), 1),
+                                _mm256_castps_si256(eight[i]));
+        store(line, left);
+        eight[i] = _mm256_castsi256_ps(left);
+      }
+      transpose(eight);
+      // What goes past the line's end is the next one's, or lies past the plane's.
+      for (long i = 0; i < count; ++i) {
+        store(rows_[begin + i].first + y * width + j, _mm256_castps_si256(eight[i]));
       }
     }
+#else
+    for (long i = 0; i < count; ++i) {
+      int16_t* line = rows_[begin + i].first + y * width;
+      for (long j = 0; j < width; ++j) {
+        const int16_t above = y ? line[j - width] : j > 1 ? line[j - 2] : int16_t{0};
+        const int16_t left = j > 1 ? line[j - 2] : above;
+        const int16_t sum = static_cast<int16_t>(left + above);
+        line[j] = static_cast<int16_t>((sum >> 1) + lists_[i].numbers[j]);
+      }
+    }
+#endif
   }
 
   // Plane `plane` of some rows, from the last to the first.
   void next_planes(const long* chosen, long count, long plane) {
-    for (long i = 0; i < count; ++i) move(rows_[chosen[i]], plane);
     long most = 0;
     for (long i = 0; i < count; ++i) {
-      list_points(rows_[chosen[i]], lists_[i], plane);
-      predict(rows_[chosen[i]], lists_[i]);
+      const Row& row = rows_[chosen[i]];
+      list_points(row, rows_[row.earlier], lists_[i], plane);
       if (lists_[i].count > most) most = lists_[i].count;
     }
     for (long j = 0; j < most; j += kLanes) {
@@ -215,12 +266,12 @@ class Rows : private Points {
     most = 0;
     for (long i = 0; i < count; ++i) {
       list_changes(rows_[chosen[i]], lists_[i]);
-      if (lists_[i].changed > most) most = lists_[i].changed;
+      if (lists_[i].changes > most) most = lists_[i].changes;
     }
     for (long j = 0; j < most; j += kLanes) {
       for (long i = 0; i < count; ++i) {
         Row& row = rows_[chosen[i]];
-        const long left = lists_[i].changed - j;
+        const long left = lists_[i].changes - j;
         if (left > 0) {
           step(row.table, row.coder, lists_[i].value_contexts + j, lists_[i].values + j, left);
         }
@@ -229,21 +280,10 @@ class Rows : private Points {
     for (long i = 0; i < count; ++i) change(rows_[chosen[i]], lists_[i]);
   }
 
-  // Where the plane's tracks have come to.
-  void move(const Row& row, long plane) const {
-    const Row& earlier = rows_[row.earlier];
-    const int16_t *there = earlier.trail[(plane - 1) & 1], *steps = earlier.now;
-    int16_t* __restrict came = row.trail[plane & 1];
-    for (long i = 0; i < 2 * points_; ++i) {
-      const int32_t sum = there[i] + steps[i];
-      came[i] = static_cast<int16_t>(clamp(sum, -kFarthest, kFarthest));
-    }
-  }
-
   const CodedRows& coded_;
-  void* memory_ = nullptr;
   uint32_t* tables_ = nullptr;
   Row* rows_ = nullptr;
+  int16_t* lines_ = nullptr;  // a line of some rows, column after column
   Lists lists_[kTogether];
 };
 
