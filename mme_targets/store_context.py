@@ -155,7 +155,7 @@ def _on_the_way(cells: Ints, points: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def _between(a: Ints, b: Ints, share: Ints) -> Ints:
-    """a + (b − a)·share/64, halves up; int16 that wrap around."""
+    """A + (b − a)·share/64, halves up; int16 that wrap around."""
     apart = wrapped(b - a)
     return wrapped(a + ((apart * share + 32) >> 6))
 

@@ -4,8 +4,9 @@ The zip is stored uncompressed (`zarr.storage.ZipStore` opens it) and holds noth
 from run to run. Its arrays, R = frames − flow_stride rows (none where that is negative):
 
     rows           uint8 [bytes]            displacements of row after row, see `store_codec`
-    begins         uint64 [R + 1]           where in it each row begins; at last, its length
-    tables         uint16 [⌈R/256⌉, 43, 256]  frequencies of symbols, of 256 rows each
+    blocks         uint16 [⌈R/256⌉, 46, 256]  of 256 rows each: 43 × 256 frequencies of symbols; as
+                                            uint32 where in `rows` each row ends, after the place
+                                            where the first begins; as uint64 that place
     in_view        uint8 [frames, Gy, Gx]   steps for which the track from this frame stays inside
                                             frame and video; 255: it is not to be used, as
                                             flow was not finite or whoever made it said so
@@ -14,8 +15,8 @@ from run to run. Its arrays, R = frames − flow_stride rows (none where that is
 
 Points lie at grid/2 + i·grid px while inside the frame. Chunks are zstd frames with a checksum, in
 shards whose index has another, so a truncated or damaged file is noticed where it is read. Zstd
-finds nothing left to do in `rows`, which is entropy-coded: as bytes by the codec that all have,
-rather than as displacements by one of its own, any Zarr reader opens them.
+finds nothing left to do in `rows`, which is entropy-coded, and is told not to try: as bytes by the
+codec that all have, rather than as displacements by one of its own, any Zarr reader opens them.
 
 The reader here parses the sharded layout itself: opening an array with `zarr` takes longer than
 reading a clip.
@@ -29,6 +30,7 @@ import os
 import struct
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +43,12 @@ __all__ = ["FORMAT", "Entry", "StoreError", "Tracks", "grid_size"]
 
 FORMAT = 2
 """Version of the layout; raised when it changes."""
-TABLE_ROWS = 256
+BLOCK = 256
 """Rows that share tables."""
-SHARD = {"rows": 2**19, "begins": 2048, "tables": 8, "in_view": 256, "homographies": 256}
-CHUNK = {"rows": 2**15, "begins": 256, "tables": 1, "in_view": 16, "homographies": 64}
+SHARD = {"rows": 2**19, "blocks": 8, "in_view": 256, "homographies": 256}
+CHUNK = {"rows": 2**15, "blocks": 1, "in_view": 16, "homographies": 64}
 """Of the first axis; a chunk is what is decompressed at once."""
-TYPES = {"rows": "uint8", "begins": "uint64", "tables": "uint16", "in_view": "uint8",
-         "homographies": "float32"}  # fmt: skip
+TYPES = {"rows": "uint8", "blocks": "uint16", "in_view": "uint8", "homographies": "float32"}
 NOT_FINITE = 255
 _MISSING = 2**64 - 1
 _END = struct.Struct("<4s4H2LH")
@@ -133,8 +134,7 @@ class Entry:
         gy, gx = grid_size(self.height, self.width, self.grid)
         self._shapes: dict[str, tuple[int, ...]] = {
             "rows": (),
-            "begins": (),
-            "tables": (CONTEXTS, 256),
+            "blocks": (CONTEXTS + 3, BLOCK),
             "in_view": (gy, gx),
             "homographies": (3, 3),
         }
@@ -174,58 +174,62 @@ class Entry:
         steps = self.length if length is None else length
         if not 1 <= steps <= self.length:
             raise StoreError(f"length is {steps}; {self.path} holds tracks of {self.length} steps")
-        first = np.asarray(starts, dtype=np.int64)
-        if first.size and not (first.min() >= 0 and first.max() < self.frames):
+        first = tuple(map(int, starts))
+        if first and not (min(first) >= 0 and max(first) < self.frames):
             raise IndexError(
-                f"starts span {first.min()} to {first.max()}; the video has the frames 0 to "
+                f"starts span {min(first)} to {max(first)}; the video has the frames 0 to "
                 f"{self.frames - 1}"
             )
         out = self._displacements(first, steps)
         if not in_view:
             return Tracks(out, None)
-        chunks, at = _chunks(first, CHUNK["in_view"])
+        chunks, at = _chunks(np.array(first, np.int64), CHUNK["in_view"])
         return Tracks(out, self._gather("in_view", chunks)[at])
 
-    def _displacements(self, first: NDArray[np.int64], steps: int) -> NDArray[np.int16]:
+    def _displacements(self, starts: tuple[int, ...], steps: int) -> NDArray[np.int16]:
         """[S, steps, Gy, Gx, 2]: the rows that these starts' tracks read, and what they need."""
         layout = self._layout
-        starts, again = _distinct(first)
-        reads = starts[:, None] + np.arange(steps) * self.stride
-        real = reads < self.rows
-        out = np.empty((len(starts), steps, layout.gy, layout.gx, 2), np.int16)
-        out[~real] = 0
-        rows, at = _distinct(reads[real])
-        if len(rows):
-            step = np.broadcast_to(np.arange(steps), reads.shape)[real]
-            slots = np.full((len(rows), steps), -1, np.int64)
-            slots[at, step] = np.flatnonzero(real)
-            # Plane l is told from those before: all up to the last one that is wanted.
-            depth = np.where(slots >= 0, np.arange(1, steps + 1), 0).max(axis=1)
-            chunks, place = _chunks(np.stack([rows, rows + 1]), CHUNK["begins"])
-            spans = self._gather("begins", chunks)[place].astype(np.int64)
-            if (spans[0] > spans[1]).any():
+        least = min(starts, default=0)
+        reach = max(starts, default=0) - least + (steps - 1) * self.stride + 1
+        reads = _reads(
+            tuple(start - least for start in starts), steps, self.stride,
+            max(0, min(self.rows - least, reach)),
+        )  # fmt: skip
+        out = np.empty((reads.count, steps, layout.gy, layout.gx, 2), np.int16)
+        if reads.missing is not None:
+            out[reads.missing] = 0
+        if len(reads.rows):
+            rows = reads.rows + least
+            blocks, block = _distinct(rows // BLOCK)
+            heads = self._gather("blocks", blocks)[:-1]
+            begins = np.zeros((len(blocks), BLOCK + 1), np.int64)
+            begins[:, 1:] = heads[:, CONTEXTS : CONTEXTS + 2].reshape(-1, 2 * BLOCK).view("<u4")
+            begins += np.ascontiguousarray(heads[:, CONTEXTS + 2, :4]).view("<i8")
+            place = block * (BLOCK + 1) + rows % BLOCK
+            spans = begins.ravel()[np.stack([place, place + 1])]
+            if (spans[0] > spans[1]).any() or spans[0].min() < 0:
                 raise StoreError(f"{self.path} is damaged: a row ends before it begins")
-            shards, table = _distinct(rows // TABLE_ROWS)
-            tables = self._gather("tables", shards)[:-1]
             data, spans = self._bytes(spans)
             try:
-                decode_rows(data, spans, tables, table, rows, depth, slots, layout,
-                            out.reshape(-1, *out.shape[2:]))  # fmt: skip
+                decode_rows(data, spans, heads[:, :CONTEXTS], block, rows, reads.depth,
+                            reads.slots, layout, out.reshape(-1, *out.shape[2:]))  # fmt: skip
             except ValueError as error:
                 raise StoreError(f"{self.path} is damaged: {error}") from None
-        return out if len(starts) == len(first) and (again[1:] > again[:-1]).all() else out[again]
+        return out if reads.again is None else out[reads.again]
 
     def _bytes(self, spans: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Data that holds these spans of `rows`, and where in it they lie."""
         step = CHUNK["rows"]
         first, last = spans[0] // step, (spans[1] - 1) // step
+        chunks = np.arange(first[0], last[-1] + 1)
+        if (first[1:] <= last[:-1] + 1).all():  # none is left out between them
+            return self._gather("rows", chunks), spans - first[0] * step
         held = np.zeros(int(last.max()) + 2 - int(first[0]), np.int64)
         np.add.at(held, first - first[0], 1)
         np.add.at(held, last + 1 - first[0], -1)
         wanted = np.cumsum(held) > 0
-        chunks = np.flatnonzero(wanted) + first[0]
         moved = (np.cumsum(wanted) - 1)[first - first[0]] * step - first * step
-        return self._gather("rows", chunks), spans + moved
+        return self._gather("rows", np.flatnonzero(wanted) + first[0]), spans + moved
 
     def homographies(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """[n, 3, 3] of the pairs whose first frames are named; the identity past the end."""
@@ -337,6 +341,41 @@ class Entry:
                     decompress(chunk, out[place * step : (place + 1) * step])
             begin = end
         return out
+
+
+class _Reads(NamedTuple):
+    """Rows that tracks from some starts read, from the first start on.
+
+    Attributes
+    ----------
+    count : of distinct starts.
+    rows, depth, slots : as `decode_rows` takes them.
+    missing : [count, steps], those past the video's end; None: none.
+    again : where among the distinct starts each one is; None: they are these.
+    """
+
+    count: int
+    rows: NDArray[np.int64]
+    depth: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    missing: NDArray[np.bool_] | None
+    again: NDArray[np.int64] | None
+
+
+@lru_cache(maxsize=64)
+def _reads(first: tuple[int, ...], steps: int, stride: int, left: int) -> _Reads:
+    """Of `left` rows; remembered, as the clips of a training all have their starts alike."""
+    starts, again = _distinct(np.array(first, np.int64))
+    reads = starts[:, None] + np.arange(steps) * stride
+    real = reads < left
+    rows, at = _distinct(reads[real])
+    slots = np.full((len(rows), steps), -1, np.int64)
+    slots[at, np.broadcast_to(np.arange(steps), reads.shape)[real]] = np.flatnonzero(real)
+    # Plane l is told from those before: all up to the last one that is wanted.
+    depth = np.where(slots >= 0, np.arange(1, steps + 1), 0).max(axis=1)
+    alike = len(starts) == len(first) and bool((again[1:] > again[:-1]).all())
+    return _Reads(len(starts), rows, depth, slots, None if real.all() else ~real,
+                  None if alike else again)  # fmt: skip
 
 
 _local = threading.local()

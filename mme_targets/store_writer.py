@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from .files import atomic_path
 from .store_codec import CONTEXTS, Layout, encode_rows, quantise
 from .store_config import TrackConfig
-from .store_entry import CHUNK, FORMAT, SHARD, TABLE_ROWS, TYPES, StoreError, grid_size
+from .store_entry import BLOCK, CHUNK, FORMAT, SHARD, TYPES, StoreError, grid_size
 
 __all__ = ["EntryWriter"]
 
+LEVELS = {"rows": -7}
+"""zstd's: below zero, bytes that do not come again are copied."""
 LEVEL = 15
-"""zstd's, of what is not entropy-coded already."""
-_BLOCK = {"rows": TABLE_ROWS, "in_view": SHARD["in_view"], "homographies": SHARD["homographies"]}
+"""Of what is not entropy-coded already."""
+_BLOCK = {"rows": BLOCK, "in_view": SHARD["in_view"], "homographies": SHARD["homographies"]}
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -46,11 +48,12 @@ class EntryWriter:
         self._memory = MemoryStore()
         self._group: Any = zarr.create_group(self._memory, zarr_format=3)
         self._arrays = {
-            "tables": self._array("tables", -(-self.rows // TABLE_ROWS), CONTEXTS, 256),
+            "blocks": self._array("blocks", -(-self.rows // BLOCK), CONTEXTS + 3, BLOCK),
             "in_view": self._array("in_view", frames, gy, gx),
             "homographies": self._array("homographies", self.rows, 3, 3),
         }
         self._data: list[bytes] = []
+        self._bytes = 0
         reach = (config.length - 1) * config.flow_stride
         self._before = np.zeros((reach, *self._field), np.int16)
         self._starts = 0
@@ -71,7 +74,7 @@ class EntryWriter:
                 dtype=TYPES[name],
                 chunks=(CHUNK[name], *shape[1:]),
                 shards=(SHARD[name], *shape[1:]),
-                compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
+                compressors=[ZstdCodec(level=LEVELS.get(name, LEVEL)), Crc32cCodec()],
                 filters=None,
                 fill_value=0,
             )
@@ -119,8 +122,14 @@ class EntryWriter:
         stacked = np.stack(some)
         if name == "rows":
             tables, data = encode_rows(stacked, self._before, begin, self._layout)
-            self._arrays["tables"][begin // TABLE_ROWS] = tables
+            ends = np.cumsum([len(row) for row in data])
+            head = np.zeros((CONTEXTS + 3, BLOCK), "<u2")
+            head[:CONTEXTS] = tables
+            head[CONTEXTS:-1].reshape(-1).view("<u4")[: len(ends)] = ends
+            head[-1, :4].view("<u8")[0] = self._bytes
+            self._arrays["blocks"][begin // BLOCK] = head
             self._data += data
+            self._bytes += int(ends[-1])
             last = np.concatenate([self._before, stacked])
             self._before = last[len(last) - len(self._before) :]
         else:
@@ -151,8 +160,6 @@ class EntryWriter:
             )
         rows = np.frombuffer(b"".join(self._data), np.uint8)
         self._array("rows", len(rows))[:] = rows
-        begins = np.cumsum([0, *map(len, self._data)])
-        self._array("begins", len(begins))[:] = begins.astype(np.uint64)
         height, width = self.size
         self._group.attrs["mme_tracks"] = {
             "format": FORMAT,
