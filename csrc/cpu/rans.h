@@ -11,7 +11,7 @@ namespace mme {
 namespace MME_ISA {
 namespace {
 
-constexpr int kBits = 11, kTotal = 1 << kBits, kLanes = 8;
+constexpr int kBits = 10, kTotal = 1 << kBits, kLanes = 8;
 constexpr int32_t kLow = 1 << 15;
 // What one row's coding reads.
 struct Coder {

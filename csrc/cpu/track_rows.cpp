@@ -52,19 +52,13 @@ class Rows : private Points {
 
   bool run(int16_t* out) {
     if (!prepare()) return false;
-    for (long row = 0; row < coded_.count; row += kTogether) first_planes(row, together(row));
-    for (long row = 0; row < coded_.count; ++row) put(row, 0, out);
-    for (long plane = 1; plane < coded_.planes; ++plane) {
-      // From the last on: a row reads what the one before it was at the plane before.
-      long chosen[kTogether], count = 0;
-      for (long row = coded_.count - 1; row >= 0; --row) {
-        if (rows_[row].depth > plane) chosen[count++] = row;
-        if (count && (count == kTogether || row == 0)) {
-          next_planes(chosen, count, plane);
-          for (long i = 0; i < count; ++i) put(chosen[i], plane, out);
-          count = 0;
-        }
-      }
+    for (long begin = 0; begin < coded_.count;) {
+      const long end = apart_after(begin);
+      for (long row = begin; row < end; ++row) place(row, row - begin);
+      for (long row = begin; row < end; row += kTogether) first_planes(row, together(row, end));
+      for (long row = begin; row < end; ++row) put(row, 0, out);
+      for (long plane = 1; plane < coded_.planes; ++plane) next_planes(begin, end, plane, out);
+      begin = end;
     }
     for (long row = 0; row < coded_.count; ++row) {
       if (rows_[row].coder.over) return false;
@@ -73,16 +67,11 @@ class Rows : private Points {
   }
 
  private:
-  long together(long row) const {
-    return coded_.count - row < kTogether ? coded_.count - row : kTogether;
-  }
+  static long together(long row, long end) { return end - row < kTogether ? end - row : kTogether; }
 
   // One piece of memory for all.
   bool prepare() {
-    // Numbers of a plane, and what may be read around them.
-    const long around = (2 * layout_.gx + 2 * kGroup) / 32 * 32 + 32;
-    const long field = (2 * points_ + 31) / 32 * 32 + 2 * around, n = coded_.count;
-    const long groups = (points_ + kGroup - 1) / kGroup;
+    const long n = coded_.count;
     long size = 0;
     const auto reserve = [&](long bytes) {
       const long at = size;
@@ -90,48 +79,47 @@ class Rows : private Points {
       return at;
     };
     const long tables = reserve(coded_.tables * kContexts * kTotal * sizeof(uint32_t));
-    const long rows = reserve(n * sizeof(Row)), fields = reserve(4 * n * field * sizeof(int16_t));
-    const long slopes = reserve(n * (points_ + kPast));
-    const long narrow = reserve(4 * kTogether * field);
-    const long wide = reserve(2 * kTogether * field * sizeof(int16_t));
-    const long patterns = reserve(3 * kTogether * groups);
-    const long origins = reserve(field * sizeof(int16_t));
-    const long lines = reserve(2 * (layout_.gx + kGroup) * kTogether * sizeof(int16_t));
+    const long rows = reserve(n * sizeof(Row));
+    // As much as is needed at once is known when the rows are.
     uint8_t* base = memory.get(size);
+    if (!base || !link(reinterpret_cast<Row*>(base + rows))) return false;
+    long most = 0;
+    for (long begin = 0, end; begin < n; begin = end) {
+      end = apart_after(begin);
+      most = end - begin > most ? end - begin : most;
+    }
+
+    // Numbers of a plane, and what may be read around them.
+    around_ = (2 * layout_.gx + 2 * kGroup) / 32 * 32 + 32;
+    field_ = (2 * points_ + 31) / 32 * 32 + 2 * around_;
+    const long groups = (points_ + kGroup - 1) / kGroup;
+    const long fields = reserve(4 * most * field_ * sizeof(int16_t));
+    const long slopes = reserve(most * (points_ + kPast));
+    const long narrow = reserve(4 * kTogether * field_);
+    const long wide = reserve(2 * kTogether * field_ * sizeof(int16_t));
+    const long patterns = reserve(3 * kTogether * groups);
+    const long origins = reserve(field_ * sizeof(int16_t));
+    const long lines = reserve(2 * (layout_.gx + kGroup) * kTogether * sizeof(int16_t));
+    base = memory.get(size);
     if (!base) return false;
+    rows_ = reinterpret_cast<Row*>(base + rows);
+    link(rows_);
     tables_ = reinterpret_cast<uint32_t*>(base + tables);
     for (long i = 0; i < coded_.tables; ++i) {
       if (!fill(coded_.frequencies + i * kContexts * 256, tables_ + i * kContexts * kTotal)) {
         return false;
       }
     }
-    rows_ = reinterpret_cast<Row*>(base + rows);
-    int16_t* of_rows = reinterpret_cast<int16_t*>(base + fields) + around;
-    for (long i = 0, before = 0; i < n; ++i) {
-      Row& row = rows_[i];
-      row.number = coded_.rows[i], row.depth = coded_.depth[i];
-      row.table = tables_ + coded_.table[i] * kContexts * kTotal;
-      row.first = of_rows + 4 * i * field, row.now = row.first + field;
-      row.trail[0] = row.now + field, row.trail[1] = row.trail[0] + field;
-      row.slopes = base + slopes + i * (points_ + kPast);
-      std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
-      for (int16_t* some : {row.now, row.trail[0], row.trail[1]}) {
-        std::memset(some + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
-      }
-      row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
-      while (before < i && rows_[before].number < row.number - layout_.stride) ++before;
-      const bool found = rows_[before].number == row.number - layout_.stride;
-      row.earlier = found ? before : -1;
-      if (row.depth > 1 && (!found || rows_[before].depth < row.depth - 1)) return false;
-    }
+    fields_ = reinterpret_cast<int16_t*>(base + fields) + around_;
+    slopes_ = base + slopes;
     // What lies past a list's end must name a context.
-    std::memset(base + narrow, 0, 4 * kTogether * field);
+    std::memset(base + narrow, 0, 4 * kTogether * field_);
     for (long i = 0; i < kTogether; ++i) {
       Lists& list = lists_[i];
-      list.contexts = base + narrow + 4 * i * field, list.symbols = list.contexts + field;
-      list.value_contexts = list.symbols + field, list.values = list.value_contexts + field;
-      list.predicted = reinterpret_cast<int16_t*>(base + wide) + 2 * i * field;
-      list.numbers = list.predicted + field;
+      list.contexts = base + narrow + 4 * i * field_, list.symbols = list.contexts + field_;
+      list.value_contexts = list.symbols + field_, list.values = list.value_contexts + field_;
+      list.predicted = reinterpret_cast<int16_t*>(base + wide) + 2 * i * field_;
+      list.numbers = list.predicted + field_;
       list.changed = reinterpret_cast<uint16_t*>(base + patterns) + i * groups;
       list.may = base + patterns + 2 * kTogether * groups + i * groups;
     }
@@ -145,6 +133,50 @@ class Rows : private Points {
     }
     lines_ = reinterpret_cast<int16_t*>(base + lines);
     return true;
+  }
+
+  // Which row each needs; false if it is not there.
+  bool link(Row* rows) {
+    rows_ = rows;
+    for (long i = 0, before = 0; i < coded_.count; ++i) {
+      Row& row = rows[i];
+      row.number = coded_.rows[i], row.depth = coded_.depth[i];
+      while (before < i && rows[before].number < row.number - layout_.stride) ++before;
+      const bool found = rows[before].number == row.number - layout_.stride;
+      row.earlier = found ? before : -1;
+      if (row.depth > 1 && (!found || rows[before].depth < row.depth - 1)) return false;
+    }
+    return true;
+  }
+
+  // The end of some rows that need none before them: what they take stays in the cache.
+  long apart_after(long begin) const {
+    long end = begin, needed = begin;
+    while (end < coded_.count && (end < needed || end - begin < 2 * kTogether)) {
+      // Rows up to the last one that needs this one.
+      const int64_t reach = rows_[end].number + layout_.stride;
+      long last = end;
+      while (last + 1 < coded_.count && rows_[last + 1].number <= reach) ++last;
+      if (rows_[last].number == reach && rows_[last].depth > 1 && last + 1 > needed) {
+        needed = last + 1;
+      }
+      ++end;
+    }
+    return end;
+  }
+
+  // Gives a row its memory.
+  void place(long i, long slot) {
+    Row& row = rows_[i];
+    row.table = tables_ + coded_.table[i] * kContexts * kTotal;
+    row.first = fields_ + 4 * slot * field_, row.now = row.first + field_;
+    row.trail[0] = row.now + field_, row.trail[1] = row.trail[0] + field_;
+    row.slopes = slopes_ + slot * (points_ + kPast);
+    std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
+    for (int16_t* some : {row.now, row.trail[0], row.trail[1]}) {
+      std::memset(some + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+    }
+    row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
   }
 
   // A plane to where it is wanted, if it is.
@@ -246,8 +278,26 @@ class Rows : private Points {
 #endif
   }
 
-  // Plane `plane` of some rows, from the last to the first.
-  void next_planes(const long* chosen, long count, long plane) {
+  // Plane `plane` of some rows, from the last to the first: a row reads what the one before it was
+  // at the plane before.
+  void next_planes(long begin, long end, long plane, int16_t* out) {
+    long chosen[kTogether], count = 0, left = 0;
+    for (long row = begin; row < end; ++row) left += rows_[row].depth > plane;
+    long share = 0;
+    for (long row = end - 1; row >= begin; --row) {
+      if (rows_[row].depth <= plane) continue;
+      if (!count)
+        share =
+            (left + (left + kTogether - 1) / kTogether - 1) / ((left + kTogether - 1) / kTogether);
+      chosen[count++] = row, --left;
+      if (count < share) continue;
+      next_plane(chosen, count, plane);
+      for (long i = 0; i < count; ++i) put(chosen[i], plane, out);
+      count = 0;
+    }
+  }
+
+  void next_plane(const long* chosen, long count, long plane) {
     long most = 0;
     for (long i = 0; i < count; ++i) {
       const Row& row = rows_[chosen[i]];
@@ -283,6 +333,9 @@ class Rows : private Points {
   const CodedRows& coded_;
   uint32_t* tables_ = nullptr;
   Row* rows_ = nullptr;
+  int16_t* fields_ = nullptr;
+  uint8_t* slopes_ = nullptr;
+  long around_ = 0, field_ = 0;
   int16_t* lines_ = nullptr;  // a line of some rows, column after column
   Lists lists_[kTogether];
 };
