@@ -229,9 +229,10 @@ def decode_rows(
 @cache
 def _native() -> Any:
     try:
-        return importlib.import_module("mme_targets._cpu")
+        native = importlib.import_module("mme_targets._cpu")
     except ImportError:
         return None
+    return native if hasattr(native, "decode_rows") else None  # one built from older sources
 
 
 def decode_planes(

@@ -105,13 +105,25 @@ MME_LANE void put_bytes(I value, uint8_t* out) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
 }
 
+// Eight entries of a table, each read for itself: less than a gather takes.
+MME_LANE I looked_up(const int* table, I place) {
+  alignas(32) uint32_t at[kLanes];
+  _mm256_store_si256(reinterpret_cast<I*>(at), place);
+  const auto four = [&](int i) {
+    const __m128i a = _mm_insert_epi32(_mm_cvtsi32_si128(table[at[i]]), table[at[i + 1]], 1);
+    const __m128i b = _mm_insert_epi32(_mm_cvtsi32_si128(table[at[i + 2]]), table[at[i + 3]], 1);
+    return _mm_unpacklo_epi64(a, b);
+  };
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
+}
+
 // One step: `left` symbols, if they are less than eight.
 MME_LANE void step(const uint32_t* table, Coder& coder, const uint8_t* contexts, uint8_t* out,
                    long left) {
   const I state = _mm256_load_si256(reinterpret_cast<const I*>(coder.state));
   const I slot = _mm256_and_si256(state, set(kTotal - 1));
   const I place = _mm256_or_si256(_mm256_slli_epi32(bytes_at(contexts), kBits), slot);
-  const I entry = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), place, 4);
+  const I entry = looked_up(reinterpret_cast<const int*>(table), place);
   const I count = _mm256_and_si256(_mm256_srli_epi32(entry, 8), set(0xfff));
   I moved = _mm256_add_epi32(_mm256_mullo_epi32(count, _mm256_srli_epi32(state, kBits)),
                              _mm256_srli_epi32(entry, 20));
