@@ -5,9 +5,9 @@ l of the tracks from frame ``p − l·flow_stride``, one value a grid point and 
 of a row read one flow field at points that lie a few px apart: a field costs little more than once
 though six tracks pass through it.
 
-Displacements are whole multiples q of the store's step (1/8 px), |q| ≤ 32000, as int16 that wrap
-around; ⌊·⌋ floors. With neighbours of the same component to the left, W, and above, N (the only one
-stands for both at the edges, 0 for the first point's), plane 0 is the residuals
+Displacements are whole multiples q of the store's step (1/8 px), |q| ≤ 32000, as int16; sums of two
+wrap around, and ⌊·⌋ floors. With neighbours of the same component to the left, W, and above, N (the
+only one stands for both at the edges, 0 for the first point's), plane 0 is the residuals
 
     a[y, x] = q[0, y, x] − ⌊(W + N) / 2⌋.
 
@@ -15,7 +15,7 @@ Plane l > 0 was read where its track had come to, d = Σ q of the track's steps 
 kept within ±32000). It is told from plane l − 1, read at d′, by two kinds of symbols a point:
 
     change    bit c: whether component c of q[l] and q[l − 1] differ; of points that may
-    value     q[l] − b, where they do, x before y; b: plane 0, bilinear, at d
+    value     q[l] − b, where they do, x before y; b: plane 0, bilinear, at d, to 1/64 of the grid
 
 A point may not change if flow was read to the nearest pixel and both tracks certainly stood on one:
 if the four numbers ``⌊d ± l·step/2 + 1/2⌋``, ``⌊d′ ± (l − 1)·step/2 + 1/2⌋`` px are equal in both

@@ -43,12 +43,12 @@ class Memory {
   size_t size_ = 0;
 };
 constexpr size_t kKept = 1 << 24;
-thread_local Memory memory;
+thread_local Memory memory, memory_of_rows;
 
 class Rows : private Points {
  public:
   Rows(const CodedRows& coded, const RowLayout& layout) : Points(layout), coded_(coded) {}
-  ~Rows() { memory.keep(kKept); }
+  ~Rows() { memory.keep(kKept), memory_of_rows.keep(kKept); }
 
   bool run(int16_t* out) {
     if (!prepare()) return false;
@@ -69,9 +69,16 @@ class Rows : private Points {
  private:
   static long together(long row, long end) { return end - row < kTogether ? end - row : kTogether; }
 
-  // One piece of memory for all.
+  // One piece of memory for all that is known of rows, one for as many as are decoded together.
   bool prepare() {
     const long n = coded_.count;
+    rows_ = reinterpret_cast<Row*>(memory_of_rows.get(n * sizeof(Row)));
+    if (!rows_ || !link()) return false;
+    long most = 0;
+    for (long begin = 0, end; begin < n; begin = end) {
+      end = apart_after(begin);
+      most = end - begin > most ? end - begin : most;
+    }
     long size = 0;
     const auto reserve = [&](long bytes) {
       const long at = size;
@@ -79,16 +86,6 @@ class Rows : private Points {
       return at;
     };
     const long tables = reserve(coded_.tables * kContexts * kTotal * sizeof(uint32_t));
-    const long rows = reserve(n * sizeof(Row));
-    // As much as is needed at once is known when the rows are.
-    uint8_t* base = memory.get(size);
-    if (!base || !link(reinterpret_cast<Row*>(base + rows))) return false;
-    long most = 0;
-    for (long begin = 0, end; begin < n; begin = end) {
-      end = apart_after(begin);
-      most = end - begin > most ? end - begin : most;
-    }
-
     // Numbers of a plane, and what may be read around them.
     around_ = (2 * layout_.gx + 2 * kGroup) / 32 * 32 + 32;
     field_ = (2 * points_ + 31) / 32 * 32 + 2 * around_;
@@ -100,10 +97,8 @@ class Rows : private Points {
     const long patterns = reserve(3 * kTogether * groups);
     const long origins = reserve(field_ * sizeof(int16_t));
     const long lines = reserve(2 * (layout_.gx + kGroup) * kTogether * sizeof(int16_t));
-    base = memory.get(size);
+    uint8_t* base = memory.get(size);
     if (!base) return false;
-    rows_ = reinterpret_cast<Row*>(base + rows);
-    link(rows_);
     tables_ = reinterpret_cast<uint32_t*>(base + tables);
     for (long i = 0; i < coded_.tables; ++i) {
       if (!fill(coded_.frequencies + i * kContexts * 256, tables_ + i * kContexts * kTotal)) {
@@ -136,15 +131,14 @@ class Rows : private Points {
   }
 
   // Which row each needs; false if it is not there.
-  bool link(Row* rows) {
-    rows_ = rows;
+  bool link() {
     for (long i = 0, before = 0; i < coded_.count; ++i) {
-      Row& row = rows[i];
+      Row& row = rows_[i];
       row.number = coded_.rows[i], row.depth = coded_.depth[i];
-      while (before < i && rows[before].number < row.number - layout_.stride) ++before;
-      const bool found = rows[before].number == row.number - layout_.stride;
+      while (before < i && rows_[before].number < row.number - layout_.stride) ++before;
+      const bool found = rows_[before].number == row.number - layout_.stride;
       row.earlier = found ? before : -1;
-      if (row.depth > 1 && (!found || rows[before].depth < row.depth - 1)) return false;
+      if (row.depth > 1 && (!found || rows_[before].depth < row.depth - 1)) return false;
     }
     return true;
   }
