@@ -47,17 +47,17 @@ thread_local Memory memory, memory_of_rows;
 
 class Rows : private Points {
  public:
-  Rows(const CodedRows& coded, const RowLayout& layout) : Points(layout), coded_(coded) {}
+  Rows(const CodedRows& coded, const RowLayout& layout, int16_t* out)
+      : Points(layout), coded_(coded), out_(out) {}
   ~Rows() { memory.keep(kKept), memory_of_rows.keep(kKept); }
 
-  bool run(int16_t* out) {
+  bool run() {
     if (!prepare()) return false;
     for (long begin = 0; begin < coded_.count;) {
       const long end = apart_after(begin);
       for (long row = begin; row < end; ++row) place(row, row - begin);
       for (long row = begin; row < end; row += kTogether) first_planes(row, together(row, end));
-      for (long row = begin; row < end; ++row) put(row, 0, out);
-      for (long plane = 1; plane < coded_.planes; ++plane) next_planes(begin, end, plane, out);
+      for (long plane = 1; plane < coded_.planes; ++plane) next_planes(begin, end, plane);
       begin = end;
     }
     for (long row = 0; row < coded_.count; ++row) {
@@ -174,11 +174,14 @@ class Rows : private Points {
   }
 
   // A plane to where it is wanted, if it is.
-  void put(long row, long plane, int16_t* out) const {
+  void put(long row, long plane, const int16_t* numbers) const {
     const long slot = coded_.slots[row * coded_.planes + plane];
     if (slot < 0) return;
-    std::memcpy(out + slot * 2 * points_, rows_[row].now, 2 * points_ * sizeof(int16_t));
+    std::memcpy(out_ + slot * 2 * points_, numbers, 2 * points_ * sizeof(int16_t));
   }
+
+  // What loops over a line run to, so that nothing is left over for single numbers.
+  static long whole_lanes(long width) { return (width + 31) / 32 * 32; }
 
   // Residuals of plane 0, line by line.
   void first_planes(long begin, long count) {
@@ -186,9 +189,10 @@ class Rows : private Points {
     for (long i = 0; i < count; ++i) std::memset(lists_[i].values, 0, width + kPast);
     for (long y = 0; y < layout_.gy; ++y) {
       for (long i = 0; i < count; ++i) {
-        const uint8_t* weights = lists_[i].values + 2;  // with two of nothing on both sides
-        uint8_t* contexts = lists_[i].contexts;
-        for (long j = 0; j < width; ++j) {
+        // With two of nothing on both sides.
+        const uint8_t* __restrict weights = lists_[i].values + 2;
+        uint8_t* __restrict contexts = lists_[i].contexts;
+        for (long j = 0; j < whole_lanes(width); ++j) {
           contexts[j] = residual_context(weights[j], weights[j + 2], weights[j - 2]);
         }
       }
@@ -203,6 +207,7 @@ class Rows : private Points {
     }
     for (long i = 0; i < count; ++i) {
       Row& row = rows_[begin + i];
+      put(begin + i, 0, row.first);
       std::memcpy(row.now, row.first, 2 * points_ * sizeof(int16_t));
       if (row.depth > 1) slopes(row);
     }
@@ -215,13 +220,14 @@ class Rows : private Points {
     int16_t* __restrict numbers = list.numbers;
     uint8_t* __restrict weights = list.values + 2;
     uint8_t escaped = 0;
-    for (long j = 0; j < width; ++j) {
+    for (long j = 0; j < whole_lanes(width); ++j) {
       const int8_t number = static_cast<int8_t>(symbols[j]);
       const uint8_t size = static_cast<uint8_t>(number < 0 ? -number : number);
       numbers[j] = number;
       weights[j] = size < 63 ? size : 63;
       escaped |= symbols[j] == kEscape;
     }
+    weights[width] = weights[width + 1] = 0;
     if (!escaped) return;
     for (long j = 0; j < width; ++j) {
       if (symbols[j] != kEscape) continue;
@@ -274,7 +280,7 @@ class Rows : private Points {
 
   // Plane `plane` of some rows, from the last to the first: a row reads what the one before it was
   // at the plane before.
-  void next_planes(long begin, long end, long plane, int16_t* out) {
+  void next_planes(long begin, long end, long plane) {
     long chosen[kTogether], count = 0, left = 0;
     for (long row = begin; row < end; ++row) left += rows_[row].depth > plane;
     long share = 0;
@@ -286,7 +292,7 @@ class Rows : private Points {
       chosen[count++] = row, --left;
       if (count < share) continue;
       next_plane(chosen, count, plane);
-      for (long i = 0; i < count; ++i) put(chosen[i], plane, out);
+      for (long i = 0; i < count; ++i) put(chosen[i], plane, rows_[chosen[i]].now);
       count = 0;
     }
   }
@@ -325,6 +331,7 @@ class Rows : private Points {
   }
 
   const CodedRows& coded_;
+  int16_t* const out_;
   uint32_t* tables_ = nullptr;
   Row* rows_ = nullptr;
   int16_t* fields_ = nullptr;
@@ -335,7 +342,7 @@ class Rows : private Points {
 };
 
 bool decode_rows(const CodedRows& coded, const RowLayout& layout, int16_t* out) {
-  return Rows(coded, layout).run(out);
+  return Rows(coded, layout, out).run();
 }
 
 }  // namespace
