@@ -1,7 +1,7 @@
 // rANS by static tables, eight states a row (mme_targets/store_rans.py has the equations).
 #pragma once
 
-#include "simd.h"
+#include "row_lanes.h"
 
 #include "../common/track_rows.h"
 
@@ -90,20 +90,6 @@ struct Expansion {
 };
 constexpr Expansion kExpansion;
 #endif
-
-MME_LANE I load(const void* at) { return _mm256_loadu_si256(static_cast<const I*>(at)); }
-MME_LANE void store(void* at, I value) { _mm256_storeu_si256(static_cast<I*>(at), value); }
-MME_LANE I bytes_at(const uint8_t* at) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-}
-MME_LANE I iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
-
-// The low bytes of eight numbers below 256.
-MME_LANE void put_bytes(I value, uint8_t* out) {
-  const __m128i words =
-      _mm_packus_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
-}
 
 // Eight entries of a table, each read for itself: less than a gather takes.
 MME_LANE I looked_up(const int* table, I place) {
