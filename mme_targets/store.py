@@ -134,8 +134,11 @@ class Store:
 
     def file(self, name: str) -> Path:
         """Where the tracks of the video of this name lie, or are to lie."""
+        return Path(self._file(name))
+
+    def _file(self, name: str) -> str:
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-        return self.path / "videos" / digest[:2] / f"{digest[2:]}.zip"
+        return os.path.join(self.path, "videos", digest[:2], f"{digest[2:]}.zip")
 
     def __contains__(self, name: str) -> bool:
         return self.file(name).is_file()
@@ -151,7 +154,7 @@ class Store:
             If they are damaged or of another config.
         """
         try:
-            entry = Entry(self.file(name))
+            entry = Entry(self._file(name))
         except FileNotFoundError:
             raise KeyError(name) from None
         found = differences(self.config, entry.about["config"])

@@ -5,9 +5,9 @@ l of the tracks from frame ``p − l·flow_stride``, one value a grid point and 
 of a row read one flow field at points that lie a few px apart: a field costs little more than once
 though six tracks pass through it.
 
-Displacements are whole multiples q of the store's step (1/8 px), |q| ≤ 32000, as int16 that wrap
-around; ⌊·⌋ floors. With neighbours of the same component to the left, W, and above, N (the only one
-stands for both at the edges, 0 for the first point's), plane 0 is the residuals
+Displacements are whole multiples q of the store's step (1/8 px), |q| ≤ 32000, as int16; sums of two
+wrap around, and ⌊·⌋ floors. With neighbours of the same component to the left, W, and above, N (the
+only one stands for both at the edges, 0 for the first point's), plane 0 is the residuals
 
     a[y, x] = q[0, y, x] − ⌊(W + N) / 2⌋.
 
@@ -15,7 +15,7 @@ Plane l > 0 was read where its track had come to, d = Σ q of the track's steps 
 kept within ±32000). It is told from plane l − 1, read at d′, by two kinds of symbols a point:
 
     change    bit c: whether component c of q[l] and q[l − 1] differ; of points that may
-    value     q[l] − b, where they do, x before y; b: plane 0, bilinear, at d
+    value     q[l] − b, where they do, x before y; b: plane 0, bilinear, at d, to 1/64 of the grid
 
 A point may not change if flow was read to the nearest pixel and both tracks certainly stood on one:
 if the four numbers ``⌊d ± l·step/2 + 1/2⌋``, ``⌊d′ ± (l − 1)·step/2 + 1/2⌋`` px are equal in both
@@ -60,6 +60,7 @@ from .store_context import (
     moved,
     slopes_of,
     sum_above,
+    wrapped,
 )
 from .store_rans import NONE, Decoder, encode, frequencies, in_steps
 
@@ -117,7 +118,7 @@ class _Symbols:
         left[..., 2:], above[:, 1:] = flat[:, 0, :, :-2], flat[:, 0, :-1]
         left[..., :2], above[:, 0] = above[..., :2], left[:, 0]
         left[:, 0, :2] = above[:, 0, :2] = 0
-        self.residuals = (flat[:, 0] - ((left + above) >> 1)).astype(np.int16)
+        self.residuals = (flat[:, 0] - (wrapped(left + above) >> 1)).astype(np.int16)
         around = np.zeros_like(flat[:, 0])
         around[:, 1:] = sum_above(self.residuals[:, :-1])
         self.residual_contexts = levels(around)
@@ -228,9 +229,10 @@ def decode_rows(
 @cache
 def _native() -> Any:
     try:
-        return importlib.import_module("mme_targets._cpu")
+        native = importlib.import_module("mme_targets._cpu")
     except ImportError:
         return None
+    return native if hasattr(native, "decode_rows") else None  # one built from older sources
 
 
 def decode_planes(
@@ -273,7 +275,7 @@ def decode_planes(
         for at in range(0, width, 2):
             left = out[:, 0, y, at - 2 : at] if at else out[:, 0, y - 1, :2]
             above = out[:, 0, y - 1, at : at + 2] if y else left
-            guess = (left.astype(np.int32) + above) >> 1 if at or y else 0
+            guess = (left + above) >> 1 if at or y else 0
             out[:, 0, y, at : at + 2] = guess + residual[:, at : at + 2]
 
     slopes = slopes_of(out[:, 0].astype(np.int32))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "CHANGES", "CONTEXTS", "ESCAPE", "VALUES", "Bytes", "Ints", "Layout", "Numbers", "Plane",
-    "levels", "moved", "slopes_of", "sum_above",
+    "levels", "moved", "slopes_of", "sum_above", "wrapped",
 ]  # fmt: skip
 
 LEVELS = np.array([1, 2, 4, 7, 12, 18, 26, 40, 70])
@@ -132,16 +132,34 @@ def moved(came: Numbers, step: Numbers) -> Numbers:
 
 
 def _bilinear(layout: Layout, first: Ints, moves: Numbers) -> Ints:
-    """Plane 0 [n, Gy, Gx, 2] where `moves` lead from its points, to 1/64 of the grid."""
+    """Plane 0 [n, Gy, Gx, 2] where `moves` lead from its points, to 1/64 of the grid.
+
+    From the grid's point that lies nearest on the way, towards the next one on it.
+    """
     count, gy, gx, _ = first.shape
     cells = (moves.astype(np.int32) * layout.cells) >> 16
-    x = (cells[..., 0] + 64 * np.arange(gx, dtype=np.int32)).clip(0, 64 * (gx - 1))
-    y = (cells[..., 1] + 64 * np.arange(gy, dtype=np.int32)[:, None]).clip(0, 64 * (gy - 1))
-    i, j = x >> 6, y >> 6
-    across, down = (x & 63)[..., None], (y & 63)[..., None]
-    right, below = np.minimum(i + 1, gx - 1), np.minimum(j + 1, gy - 1)
+    i, beside, across = _on_the_way(cells[..., 0], np.arange(gx, dtype=np.int32))
+    j, beyond, down = _on_the_way(cells[..., 1], np.arange(gy, dtype=np.int32)[:, None])
     row = np.arange(count)[:, None, None]
-    upper = first[row, j, i] * (64 - across) + first[row, j, right] * across
-    lower = first[row, below, i] * (64 - across) + first[row, below, right] * across
-    mixed: Ints = (upper * (64 - down) + lower * down + 2048) >> 12
-    return mixed
+    upper = _between(first[row, j, i], first[row, j, beside], across)
+    lower = _between(first[row, beyond, i], first[row, beyond, beside], across)
+    return _between(upper, lower, down)
+
+
+def _on_the_way(cells: Ints, points: Ints) -> tuple[Ints, Ints, Ints]:
+    """Of moves along one axis: the point come to, the next one, and 64ths of the way to it."""
+    most = points.size - 1
+    moved = (cells + 64 * points).clip(0, 64 * most) - 64 * points
+    at = points + np.sign(moved) * (abs(moved) >> 6)
+    return at, (at + np.sign(moved)).clip(0, most), (abs(moved) & 63)[..., None]
+
+
+def _between(a: Ints, b: Ints, share: Ints) -> Ints:
+    """A + (b − a)·share/64, halves up; int16 that wrap around."""
+    apart = wrapped(b - a)
+    return wrapped(a + ((apart * share + 32) >> 6))
+
+
+def wrapped(values: Ints) -> Ints:
+    """As int16 that wrap around."""
+    return values.astype(np.int16).astype(np.int32)

@@ -1,10 +1,10 @@
 """Entropy coding of a store's symbols: rANS with static tables, eight states, in NumPy.
 
 Asymmetric numeral systems in their range variant (Duda 2013, arXiv 1311.2540). A table gives each
-of 256 symbols a frequency f of M = 2048 and the sum c of those before it. A state x,
+of 256 symbols a frequency f of M = 1024 and the sum c of those before it. A state x,
 2¹⁵ ≤ x < 2³¹, takes a symbol s by
 
-    x ← ⌊x / f⌋·M + c + x mod f,        first giving a 16-bit word away where x ≥ f·2²⁰
+    x ← ⌊x / f⌋·M + c + x mod f,        first giving a 16-bit word away where x ≥ f·2²¹
 
 and gives it back, last in first out, by
 
@@ -26,14 +26,14 @@ __all__ = ["LANES", "NONE", "Decoder", "encode", "frequencies", "in_steps"]
 
 LANES = 8
 """States of a row."""
-BITS = 11
+BITS = 10
 TOTAL = 1 << BITS
 _LOW = 1 << 15
 _MARK = 1 << 31
 NONE = 255
 """Context of no symbol."""
-RARE = 0.1
-"""Share of a 2048th below which a symbol is cheaper to escape than to have a place for."""
+RARE = 0.05
+"""Share of a 1024th below which a symbol is cheaper to escape than to have a place for."""
 
 Bytes = NDArray[np.uint8]
 
@@ -48,7 +48,7 @@ def frequencies(counts: NDArray[np.int64], escape: int | None) -> NDArray[np.uin
 
     Returns
     -------
-    [256] uint16 that sum to 2048; zero for those that do not come, or are replaced. All zero where
+    [256] uint16 that sum to 1024; zero for those that do not come, or are replaced. All zero where
     nothing comes.
     """
     table = np.zeros(256, np.uint16)

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from .files import atomic_path
 from .store_codec import CONTEXTS, Layout, encode_rows, quantise
 from .store_config import TrackConfig
-from .store_entry import CHUNK, FORMAT, SHARD, TABLE_ROWS, TYPES, StoreError, grid_size
+from .store_entry import BLOCK, FORMAT, StoreError, arrays, grid_size, rows_chunk
 
 __all__ = ["EntryWriter"]
 
 LEVEL = 15
 """zstd's, of what is not entropy-coded already."""
-_BLOCK = {"rows": TABLE_ROWS, "in_view": SHARD["in_view"], "homographies": SHARD["homographies"]}
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -45,12 +44,14 @@ class EntryWriter:
         self._field = (config.length, gy, gx, 2)
         self._memory = MemoryStore()
         self._group: Any = zarr.create_group(self._memory, zarr_format=3)
-        self._arrays = {
-            "tables": self._array("tables", -(-self.rows // TABLE_ROWS), CONTEXTS, 256),
-            "in_view": self._array("in_view", frames, gy, gx),
-            "homographies": self._array("homographies", self.rows, 3, 3),
+        counts = {
+            "blocks": -(-self.rows // BLOCK),
+            "in_view": frames,
+            "homographies": self.rows,
         }
+        self._arrays = {name: self._array(name, count, 1) for name, count in counts.items()}
         self._data: list[bytes] = []
+        self._bytes = 0
         reach = (config.length - 1) * config.flow_stride
         self._before = np.zeros((reach, *self._field), np.int16)
         self._starts = 0
@@ -58,20 +59,21 @@ class EntryWriter:
         self._held: dict[str, list[NDArray[Any]]] = {"rows": [], "in_view": [], "homographies": []}
         self._written = {"rows": 0, "in_view": 0, "homographies": 0}
 
-    def _array(self, name: str, *shape: int) -> Any:
-        """An empty array of the group."""
+    def _array(self, name: str, count: int, chunk: int) -> Any:
+        """An empty array of the group; `chunk`: bytes a chunk of `rows`."""
         import zarr
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
+        array = arrays(self._layout.gy, self._layout.gx, chunk)[name]
         # What describes an array would else be the larger part of what a short video takes.
         with zarr.config.set({"json_indent": None}):
             return self._group.create_array(
                 name,
-                shape=shape,
-                dtype=TYPES[name],
-                chunks=(CHUNK[name], *shape[1:]),
-                shards=(SHARD[name], *shape[1:]),
-                compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
+                shape=(count, *array.shape),
+                dtype=array.kind,
+                chunks=(array.chunk, *array.shape),
+                shards=(array.chunk * array.per_shard, *array.shape),
+                compressors=[*([] if array.raw else [ZstdCodec(level=LEVEL)]), Crc32cCodec()],
                 filters=None,
                 fill_value=0,
             )
@@ -106,12 +108,11 @@ class EntryWriter:
         self._held["in_view"] += list(in_view)
         self._held["homographies"] += list(homographies)
         for name in self._held:
-            while len(self._held[name]) >= _BLOCK[name]:
+            while len(self._held[name]) >= BLOCK:
                 self._flush(name)
 
     def _flush(self, name: str) -> None:
-        block = _BLOCK[name]
-        some, self._held[name] = self._held[name][:block], self._held[name][block:]
+        some, self._held[name] = self._held[name][:BLOCK], self._held[name][BLOCK:]
         if not some:
             return
         begin = self._written[name]
@@ -119,8 +120,14 @@ class EntryWriter:
         stacked = np.stack(some)
         if name == "rows":
             tables, data = encode_rows(stacked, self._before, begin, self._layout)
-            self._arrays["tables"][begin // TABLE_ROWS] = tables
+            ends = np.cumsum([len(row) for row in data])
+            head = np.zeros((CONTEXTS + 3, BLOCK), "<u2")
+            head[:CONTEXTS] = tables
+            head[CONTEXTS:-1].reshape(-1).view("<u4")[: len(ends)] = ends
+            head[-1, :4].view("<u8")[0] = self._bytes
+            self._arrays["blocks"][begin // BLOCK] = head
             self._data += data
+            self._bytes += int(ends[-1])
             last = np.concatenate([self._before, stacked])
             self._before = last[len(last) - len(self._before) :]
         else:
@@ -150,15 +157,15 @@ class EntryWriter:
                 f"{self.rows} pairs were given; an entry holds them all"
             )
         rows = np.frombuffer(b"".join(self._data), np.uint8)
-        self._array("rows", len(rows))[:] = rows
-        begins = np.cumsum([0, *map(len, self._data)])
-        self._array("begins", len(begins))[:] = begins.astype(np.uint64)
+        chunk = rows_chunk(len(rows))
+        self._array("rows", len(rows), chunk)[:] = rows
         height, width = self.size
         self._group.attrs["mme_tracks"] = {
             "format": FORMAT,
             "frames": self.frames,
             "height": height,
             "width": width,
+            "rows_chunk": chunk,
             "config": self.config.described(),
             **about,
         }

@@ -15,9 +15,10 @@ import zarr
 
 from mme_targets import ConfigError, TargetConfig
 from mme_targets.store import Record, Store, StoreError, TrackConfig
-from mme_targets.store_codec import Layout, decode_planes, quantise
+from mme_targets.store_codec import CONTEXTS, Layout, decode_planes, quantise
 from mme_targets.store_config import differences
 from mme_targets.store_entry import Entry
+from mme_targets.store_shards import Shards
 from mme_targets.store_writer import EntryWriter
 
 CONFIG = TrackConfig(flow="dis", camera_motion=False, length=3)
@@ -82,13 +83,14 @@ def test_no_more_is_read_than_the_chunks_of_the_range(
 ) -> None:
     path = Content(1500).write(tmp_path / "v.zip", block=100)
     read: list[int] = []
-    whole = Entry._read
+    for name in ("_read", "_read_into"):
+        whole = getattr(Shards, name)
 
-    def counted(self: Entry, offset: int, size: int, what: str) -> bytes:
-        read.append(size)
-        return whole(self, offset, size, what)
+        def counted(self: Shards, offset: int, size: int, *rest: Any, whole: Any = whole) -> Any:
+            read.append(size)
+            return whole(self, offset, size, *rest)
 
-    monkeypatch.setattr(Entry, "_read", counted)
+        monkeypatch.setattr(Shards, name, counted)
     with Entry(path) as entry:
         entry.tracks([700])
     assert sum(read) < path.stat().st_size / 5
@@ -100,12 +102,13 @@ def test_any_zarr_reader_opens_it(tmp_path: Path) -> None:
     path = content.write(tmp_path / "v.zip")
     group = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
     assert group.metadata.zarr_format == 3
-    data, begins = group["rows"][:].tobytes(), group["begins"][:]
-    assert begins[0] == 0
-    assert begins[-1] == len(data)
-    parts = [data[begin:end] for begin, end in itertools.pairwise(begins)]
+    data, (head,) = group["rows"][:].tobytes(), group["blocks"][:]
+    ends = head[CONTEXTS:-1].reshape(-1).view("<u4")[:29]
+    assert not head[-1].any()
+    assert ends[-1] == len(data)
+    parts = [data[begin:end] for begin, end in itertools.pairwise([0, *ends])]
     rows, depth = np.arange(29), np.minimum(np.arange(29) + 1, 3)
-    tables = np.repeat(group["tables"][:], 29, axis=0)
+    tables = np.repeat(head[None, :CONTEXTS], 29, axis=0)
     planes = decode_planes(parts, tables, rows, depth, Layout(1, 8, 0.125, 5, 7))
     for start in range(27):
         for step in range(3):
@@ -152,7 +155,7 @@ def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as packed:
         shards = [i for i in packed.infolist() if "/c/" in i.filename]
-    assert len(shards) == 5
+    assert len(shards) == 4
     for info in shards:
         begin = info.header_offset + 30 + len(info.filename)
         for place in (begin + 3, begin + info.file_size - 3):

@@ -54,26 +54,39 @@ MME_FN bool same_pixel(int32_t came, int32_t came_slack, int32_t there, int32_t 
          pixel == (b + there_slack) >> 16;
 }
 
+// a + (b - a) * share / 64, halves up; sixteen bits that wrap around.
+MME_FN int16_t between(int16_t a, int16_t b, int32_t share) {
+  const int16_t apart = static_cast<int16_t>(b - a);
+  return static_cast<int16_t>(a + ((apart * share + 32) >> 6));
+}
+
+// Of moves along one axis: the point come to, the next one, and 64ths of the way to it.
+struct Way {
+  int32_t at, next, share;
+};
+
+MME_FN Way on_the_way(int32_t point, int32_t cells, long count) {
+  const int32_t most = static_cast<int32_t>(count - 1), to = 64 * point + cells;
+  const int32_t moved = (to < 0 ? 0 : to > 64 * most ? 64 * most : to) - 64 * point;
+  const int32_t size = magnitude(moved), sign = (moved > 0) - (moved < 0);
+  const int32_t at = point + sign * (size >> 6), next = at + sign;
+  return {at, next < 0 ? 0 : next > most ? most : next, size & 63};
+}
+
 // Plane 0, bilinear, `moves` steps from the point in column i and row j.
 template <class Plane>
 MME_FN Point bilinear(const Plane& first, int32_t i, int32_t j, Point moves,
                       const RowLayout& layout) {
-  const auto clamped = [](int32_t v, long count) {
-    const int32_t most = static_cast<int32_t>(64 * (count - 1));
-    return v < 0 ? 0 : v > most ? most : v;
+  const Way x = on_the_way(i, (moves.x * layout.cells) >> 16, layout.gx);
+  const Way y = on_the_way(j, (moves.y * layout.cells) >> 16, layout.gy);
+  const auto mix = [&](auto value) {
+    return between(between(value(first(x.at, y.at)), value(first(x.next, y.at)), x.share),
+                   between(value(first(x.at, y.next)), value(first(x.next, y.next)), x.share),
+                   y.share);
   };
-  const int32_t x = clamped(64 * i + ((moves.x * layout.cells) >> 16), layout.gx);
-  const int32_t y = clamped(64 * j + ((moves.y * layout.cells) >> 16), layout.gy);
-  const int32_t across = x & 63, down = y & 63, left = x >> 6, up = y >> 6;
-  const int32_t right = left + 1 < layout.gx ? left + 1 : left;
-  const int32_t below = up + 1 < layout.gy ? up + 1 : up;
-  const Point a = first(left, up), b = first(right, up);
-  const Point c = first(left, below), d = first(right, below);
-  const auto mix = [=](int32_t p, int32_t q, int32_t r, int32_t s) {
-    const int32_t upper = 64 * p + (q - p) * across, lower = 64 * r + (s - r) * across;
-    return (64 * upper + (lower - upper) * down + 2048) >> 12;
-  };
-  return {mix(a.x, b.x, c.x, d.x), mix(a.y, b.y, c.y, d.y)};
+  const auto of_x = [](Point p) { return static_cast<int16_t>(p.x); };
+  const auto of_y = [](Point p) { return static_cast<int16_t>(p.y); };
+  return {mix(of_x), mix(of_y)};
 }
 
 }  // namespace mme

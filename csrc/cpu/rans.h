@@ -1,7 +1,7 @@
 // rANS by static tables, eight states a row (mme_targets/store_rans.py has the equations).
 #pragma once
 
-#include "simd.h"
+#include "row_lanes.h"
 
 #include "../common/track_rows.h"
 
@@ -11,7 +11,7 @@ namespace mme {
 namespace MME_ISA {
 namespace {
 
-constexpr int kBits = 11, kTotal = 1 << kBits, kLanes = 8;
+constexpr int kBits = 10, kTotal = 1 << kBits, kLanes = 8;
 constexpr int32_t kLow = 1 << 15;
 // What one row's coding reads.
 struct Coder {
@@ -77,6 +77,7 @@ bool fill(const uint16_t* frequencies, uint32_t* table) {
 
 #if defined(MME_SIMD)
 
+#if !defined(__AVX512VL__)
 // For each pattern of lanes that take a word, which of eight words each takes.
 struct Expansion {
   alignas(32) int32_t lane[256][8];
@@ -88,39 +89,18 @@ struct Expansion {
   }
 };
 constexpr Expansion kExpansion;
+#endif
 
-// For each pattern of lanes, those lanes, one after the other.
-struct Compaction {
-  alignas(32) int32_t lane[256][8];
-  constexpr Compaction() : lane() {
-    for (int pattern = 0; pattern < 256; ++pattern) {
-      int next = 0;
-      for (int i = 0; i < 8; ++i) {
-        if (pattern >> i & 1) lane[pattern][next++] = i;
-      }
-    }
-  }
-};
-constexpr Compaction kCompaction;
-
-MME_LANE I load(const void* at) { return _mm256_loadu_si256(static_cast<const I*>(at)); }
-MME_LANE void store(void* at, I value) { _mm256_storeu_si256(static_cast<I*>(at), value); }
-MME_LANE I bytes_at(const uint8_t* at) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-}
-MME_LANE I iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
-
-// The low bytes of eight numbers below 256.
-MME_LANE void put_bytes(I value, uint8_t* out) {
-  const __m128i words =
-      _mm_packus_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
-}
-
-// Bits that numbers >= 0 take, at most 8: the exponent of a float says it.
-MME_LANE I lengths(I value) {
-  const I bits = _mm256_castps_si256(to_float(vmin(value, set(255))));
-  return vmax(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), set(126)), set(0));
+// Eight entries of a table, each read for itself: less than a gather takes.
+MME_LANE I looked_up(const int* table, I place) {
+  alignas(32) uint32_t at[kLanes];
+  _mm256_store_si256(reinterpret_cast<I*>(at), place);
+  const auto four = [&](int i) {
+    const __m128i a = _mm_insert_epi32(_mm_cvtsi32_si128(table[at[i]]), table[at[i + 1]], 1);
+    const __m128i b = _mm_insert_epi32(_mm_cvtsi32_si128(table[at[i + 2]]), table[at[i + 3]], 1);
+    return _mm_unpacklo_epi64(a, b);
+  };
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
 }
 
 // One step: `left` symbols, if they are less than eight.
@@ -129,11 +109,25 @@ MME_LANE void step(const uint32_t* table, Coder& coder, const uint8_t* contexts,
   const I state = _mm256_load_si256(reinterpret_cast<const I*>(coder.state));
   const I slot = _mm256_and_si256(state, set(kTotal - 1));
   const I place = _mm256_or_si256(_mm256_slli_epi32(bytes_at(contexts), kBits), slot);
-  const I entry = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), place, 4);
+  const I entry = looked_up(reinterpret_cast<const int*>(table), place);
   const I count = _mm256_and_si256(_mm256_srli_epi32(entry, 8), set(0xfff));
   I moved = _mm256_add_epi32(_mm256_mullo_epi32(count, _mm256_srli_epi32(state, kBits)),
                              _mm256_srli_epi32(entry, 20));
   I symbol = _mm256_and_si256(entry, set(0xff));
+  const I words =
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(coder.at)));
+#if defined(__AVX512VL__)
+  __mmask8 low = _mm256_cmplt_epi32_mask(moved, set(kLow));
+  if (left < kLanes) {
+    const __mmask8 used = static_cast<__mmask8>((1 << left) - 1);
+    low &= used;
+    symbol = _mm256_maskz_mov_epi32(used, symbol);
+    moved = _mm256_mask_mov_epi32(state, used, moved);
+  }
+  const int pattern = low;
+  moved = _mm256_mask_or_epi32(moved, low, _mm256_slli_epi32(moved, 16),
+                               _mm256_maskz_expand_epi32(low, words));
+#else
   I low = _mm256_cmpgt_epi32(set(kLow), moved);
   if (left < kLanes) {
     const I used = _mm256_cmpgt_epi32(set(static_cast<int>(left)), iota());
@@ -142,10 +136,9 @@ MME_LANE void step(const uint32_t* table, Coder& coder, const uint8_t* contexts,
     moved = _mm256_blendv_epi8(state, moved, used);
   }
   const int pattern = _mm256_movemask_ps(_mm256_castsi256_ps(low));
-  const I words = _mm256_permutevar8x32_epi32(
-      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(coder.at))),
-      load(kExpansion.lane[pattern]));
-  moved = _mm256_blendv_epi8(moved, _mm256_or_si256(_mm256_slli_epi32(moved, 16), words), low);
+  const I taken = _mm256_permutevar8x32_epi32(words, load(kExpansion.lane[pattern]));
+  moved = _mm256_blendv_epi8(moved, _mm256_or_si256(_mm256_slli_epi32(moved, 16), taken), low);
+#endif
   _mm256_store_si256(reinterpret_cast<I*>(coder.state), moved);
   coder.take(__builtin_popcount(pattern));
   put_bytes(symbol, out);

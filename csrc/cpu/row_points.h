@@ -1,4 +1,7 @@
-// What is known of the points of a row's plane before it is decoded.
+// What is known of the points of a row's plane before it is decoded, and what its symbols say.
+//
+// Lanes hold eight points as they lie, x and y of sixteen bits each. The symbols of those that may
+// change lie close together: a table moves eight bytes there and back.
 #pragma once
 
 #include "rans.h"
@@ -7,32 +10,37 @@ namespace mme {
 namespace MME_ISA {
 namespace {
 
+constexpr long kGroup = 8;
+constexpr int32_t kFarthest = 32000;
 // Bytes that may be read or written past a list's end.
-constexpr long kPast = 32;
+constexpr long kPast = 64;
 
-// What is known of one row while it is decoded, in memory that `Work` holds.
+// What is known of one row while it is decoded, in memory that `Rows` holds.
 struct Row {
   Coder coder;
   const uint32_t* table;
   long number, depth, earlier;
-  int16_t *first, *now;  // [Gy, Gx, 2]
+  int16_t *first, *now;  // [Gy, Gx, 2]; what lies around `first` may be read
   int16_t* trail[2];     // where the tracks of even and odd planes have come to
   uint8_t* slopes;       // [Gy, Gx], of plane 0
 };
 
 // Lists of one row, of one plane.
 struct Lists {
-  uint8_t *contexts, *symbols, *value_contexts, *values;
-  int32_t *points, *predicted, *places;
-  int32_t* pairs[4];  // of each point: where its track is, and that of the plane before; what that
-                      // plane holds; column and row
-  int16_t* there;
-  long count, changed;
+  uint8_t *contexts, *symbols;       // of residuals; then of points that may change
+  uint8_t *value_contexts, *values;  // of components that change; of residuals, the weights
+  uint8_t* may;                      // of each eight points, which may change
+  uint16_t* changed;                 // of each eight points, which components change
+  int16_t *predicted, *numbers;      // [Gy, Gx, 2] and a line's residuals
+  long count, changes;
 };
 
 class Points {
  protected:
-  explicit Points(const RowLayout& layout) : layout_(layout), points_(layout.gy * layout.gx) {}
+  explicit Points(const RowLayout& layout)
+      : layout_(layout),
+        points_(layout.gy * layout.gx),
+        wide_(layout.gx > 512 || layout.gy > 512) {}
 
   // Lengths of what plane 0 differs by from its neighbours.
   void slopes(const Row& row) const {
@@ -53,232 +61,306 @@ class Points {
       };
       long i = 0;
 #if defined(MME_SIMD)
-      // Differences saturate: what is more takes eight bits anyway.
       one(i++);
-      for (; i + 9 <= layout_.gx; i += 8) {
+      for (; i + kGroup + 1 <= layout_.gx; i += kGroup) {
         const I here = load(line + 2 * i);
-        const auto apart = [&](const int16_t* other) {
-          return _mm256_min_epu16(_mm256_abs_epi16(_mm256_subs_epi16(here, load(other + 2 * i))),
-                                  _mm256_set1_epi16(255));
-        };
-        const I sums = _mm256_add_epi16(_mm256_add_epi16(apart(above), apart(below)),
-                                        _mm256_add_epi16(apart(line - 2), apart(line + 2)));
-        put_bytes(lengths(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))), out + i);
+        const I sums = _mm256_add_epi16(
+            _mm256_add_epi16(apart(here, load(above + 2 * i)), apart(here, load(below + 2 * i))),
+            _mm256_add_epi16(apart(here, load(line + 2 * i - 2)),
+                             apart(here, load(line + 2 * i + 2))));
+        put_bytes(lengths(vmin(_mm256_madd_epi16(sums, words(1)), set(255))), out + i);
       }
 #endif
       for (; i < layout_.gx; ++i) one(i);
     }
   }
 
-  // The points that may change.
-  void list_points(const Row& row, Lists& list, long plane) const {
-    const int16_t *came = row.trail[plane & 1], *there = row.trail[(plane - 1) & 1];
-    long count = 0, done = 0;
-    const int32_t near = static_cast<int32_t>(plane * layout_.scale) >> 1;
-    const int32_t before = static_cast<int32_t>((plane - 1) * layout_.scale) >> 1;
-    if (row.coder.marked) {
-      for (long i = 0; i < points_; ++i) list.points[i] = static_cast<int32_t>(i);
-      count = points_;
-    } else {
-      long i = 0;
+  // Where a plane's tracks have come to, from the row before; the points that may change, what is
+  // predicted for them, and their contexts.
+  void list_points(const Row& row, const Row& earlier, Lists& list, long plane) const {
+    list.count = 0;
 #if defined(MME_SIMD)
+    if (!wide_) {
       if (const int shift = layout_.shift()) {
-        // Steps are a power of two of a pixel: sixteen bits do.
-        const auto edge = [&](int32_t slack) {
-          return _mm256_set1_epi16(static_cast<int16_t>((layout_.half + slack) >> (16 - shift)));
-        };
-        const I offsets[4] = {edge(-near), edge(near), edge(-before), edge(before)};
-        const __m128i by = _mm_cvtsi32_si128(shift);
-        for (; i + 8 <= points_; i += 8) {
-          const I a = load(came + 2 * i), b = load(there + 2 * i);
-          const auto pixel = [&](I moves, int k) {
-            return _mm256_sra_epi16(_mm256_add_epi16(moves, offsets[k]), by);
-          };
-          const I one = pixel(a, 0);
-          const I same = _mm256_and_si256(_mm256_cmpeq_epi16(one, pixel(a, 1)),
-                                          _mm256_and_si256(_mm256_cmpeq_epi16(one, pixel(b, 2)),
-                                                           _mm256_cmpeq_epi16(one, pixel(b, 3))));
-          const I both = _mm256_cmpeq_epi32(same, set(-1));
-          const int may = ~_mm256_movemask_ps(_mm256_castsi256_ps(both)) & 0xff;
-          if (!may) continue;
-          const I order = load(kCompaction.lane[may]);
-          store(list.points + count, _mm256_add_epi32(order, set(static_cast<int>(i))));
-          const int16_t* const from[4] = {came, there, row.now, origins_};
-          for (int k = 0; k < 4; ++k) {
-            const I some = _mm256_permutevar8x32_epi32(load(from[k] + 2 * i), order);
-            store(list.pairs[k] + count, some);
-          }
-          count += __builtin_popcount(may);
-        }
+        list_groups(row, earlier, list, plane, Halves(layout_, plane, shift));
+      } else {
+        list_groups(row, earlier, list, plane, Wholes(layout_, plane));
       }
-      done = count;
-      const I scale = set(layout_.scale), half = set(layout_.half);
-      const auto edges = [&](const int16_t* from) {
-        const I moves =
-            _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-        return _mm256_add_epi32(_mm256_mullo_epi32(moves, scale), half);
-      };
-      const auto pixel = [](I at) { return _mm256_srai_epi32(at, 16); };
-      const auto standing = [&](long at) {
-        const I a = edges(came + at), b = edges(there + at);
-        const I one = pixel(_mm256_sub_epi32(a, set(near)));
-        const I same = _mm256_and_si256(
-            _mm256_and_si256(_mm256_cmpeq_epi32(one, pixel(_mm256_add_epi32(a, set(near)))),
-                             _mm256_cmpeq_epi32(one, pixel(_mm256_sub_epi32(b, set(before))))),
-            _mm256_cmpeq_epi32(one, pixel(_mm256_add_epi32(b, set(before)))));
-        // Both components are one 64-bit lane.
-        const I both = _mm256_cmpeq_epi64(same, set(-1));
-        return _mm256_movemask_pd(_mm256_castsi256_pd(both));
-      };
-      for (; i + 4 <= points_; i += 4) {
-        unsigned may = ~standing(2 * i) & 15u;
-        for (; may; may &= may - 1) {
-          list.points[count++] = static_cast<int32_t>(i + __builtin_ctz(may));
-        }
-      }
+      return;
+    }
 #endif
-      for (; i < points_; ++i) {
-        const bool stands = same_pixel(came[2 * i], near, there[2 * i], before, layout_) &&
-                            same_pixel(came[2 * i + 1], near, there[2 * i + 1], before, layout_);
-        if (!stands) list.points[count++] = static_cast<int32_t>(i);
-      }
-    }
-    for (long j = done; j < count; ++j) {
-      const int16_t* const from[4] = {came, there, row.now, origins_};
-      for (int k = 0; k < 4; ++k) {
-        std::memcpy(list.pairs[k] + j, from[k] + 2 * list.points[j], sizeof(int32_t));
-      }
-    }
-    list.count = count;
-    for (long j = count; j % kLanes; ++j) list.points[j] = 0;
-  }
-
-  // Predictions and contexts of the points that may change.
-  void predict(const Row& row, Lists& list) const {
-#if defined(MME_SIMD)
-    for (long i = 0; i < list.count; i += kLanes) predict8(row, list, i);
-#else
-    const auto plane = [&](int32_t x, int32_t y) {
+    const int16_t *before = earlier.trail[(plane - 1) & 1], *steps = earlier.now;
+    const int16_t* there = row.trail[(plane - 1) & 1];
+    int16_t* came = row.trail[plane & 1];
+    const int32_t slack = static_cast<int32_t>(plane * layout_.scale) >> 1;
+    const int32_t slack_there = static_cast<int32_t>((plane - 1) * layout_.scale) >> 1;
+    const auto first = [&](int32_t x, int32_t y) {
       const int16_t* at = row.first + 2 * (y * layout_.gx + x);
       return Point{at[0], at[1]};
     };
-    const auto pair = [&](int k, long i) {
-      return Point{static_cast<int16_t>(list.pairs[k][i]), list.pairs[k][i] >> 16};
-    };
-    for (long i = 0; i < list.count; ++i) {
-      const Point came = pair(0, i), there = pair(1, i), now = pair(2, i), at = pair(3, i);
-      const Point b = bilinear(plane, at.x, at.y, came, layout_);
-      const int32_t off = magnitude(b.x - now.x) + magnitude(b.y - now.y);
-      const int32_t x = magnitude(came.x - there.x), y = magnitude(came.y - there.y);
-      const int score = 2 * length8(off) + length8(x > y ? x : y) + row.slopes[list.points[i]];
-      list.contexts[i] = static_cast<uint8_t>(kChanges + clamp(score, 0, kValues - kChanges - 1));
-      list.predicted[i] = static_cast<int32_t>(static_cast<uint32_t>(b.y) << 16 | (b.x & 0xffff));
+    for (long i = 0; i < points_; ++i) {
+      bool stands = !row.coder.marked;
+      int32_t moved = 0, off = 0;
+      for (long j = 2 * i; j < 2 * i + 2; ++j) {
+        const int32_t sum = before[j] + steps[j];
+        came[j] = static_cast<int16_t>(sum < -kFarthest  ? -kFarthest
+                                       : sum > kFarthest ? kFarthest
+                                                         : sum);
+        stands = stands && same_pixel(came[j], slack, there[j], slack_there, layout_);
+        const int32_t far = magnitude(came[j] - there[j]);
+        moved = far > moved ? far : moved;
+      }
+      if (i % kGroup == 0) list.may[i / kGroup] = 0;
+      if (stands) continue;
+      const Point b = bilinear(first, static_cast<int32_t>(i % layout_.gx),
+                               static_cast<int32_t>(i / layout_.gx),
+                               Point{came[2 * i], came[2 * i + 1]}, layout_);
+      list.predicted[2 * i] = static_cast<int16_t>(b.x);
+      list.predicted[2 * i + 1] = static_cast<int16_t>(b.y);
+      off = magnitude(b.x - row.now[2 * i]) + magnitude(b.y - row.now[2 * i + 1]);
+      const int score = 2 * length8(off) + length8(moved) + row.slopes[i];
+      const int most = kValues - kChanges - 1;
+      list.contexts[list.count++] = static_cast<uint8_t>(kChanges + (score < most ? score : most));
+      list.may[i / kGroup] = static_cast<uint8_t>(list.may[i / kGroup] | 1 << i % kGroup);
     }
+  }
+
+  // The components that change, and the contexts of their values.
+  void list_changes(const Row& row, Lists& list) const {
+    const uint8_t* symbols = list.symbols;
+    long count = 0;
+    for (long g = 0; kGroup * g < points_; ++g) {
+      const int may = list.may[g];
+      list.changed[g] = 0;
+      if (!may) continue;
+#if defined(MME_SIMD)
+      const I two =
+          _mm256_cvtepu8_epi32(_mm_shuffle_epi8(load8(symbols), load8(kOrders.apart[may])));
+      symbols += __builtin_popcount(may);
+      // Bits 0 and 1 to where the signs of the two words are.
+      const I signs = _mm256_or_si256(_mm256_slli_epi32(two, 15), _mm256_slli_epi32(two, 30));
+      const int changed = _mm_movemask_epi8(
+          _mm_packs_epi16(_mm256_castsi256_si128(signs), _mm256_extracti128_si256(signs, 1)));
+      list.changed[g] = static_cast<uint16_t>(changed);
+      const I off = apart(load(list.predicted + 2 * kGroup * g), load(row.now + 2 * kGroup * g));
+      const I by = _mm256_add_epi16(lengths(off), words(kValues));
+      const __m128i contexts =
+          _mm_packus_epi16(_mm256_castsi256_si128(by), _mm256_extracti128_si256(by, 1));
+      const int lower = changed & 255, upper = changed >> 8;
+      store8(list.value_contexts + count, _mm_shuffle_epi8(contexts, load8(kOrders.close[lower])));
+      count += __builtin_popcount(lower);
+      store8(list.value_contexts + count,
+             _mm_shuffle_epi8(_mm_srli_si128(contexts, 8), load8(kOrders.close[upper])));
+      count += __builtin_popcount(upper);
+#else
+      for (int some = may; some; some &= some - 1) {
+        const int i = __builtin_ctz(some);
+        for (int c = 0; c < 2; ++c) {
+          if (!(*symbols >> c & 1)) continue;
+          const long j = 2 * (kGroup * g + i) + c;
+          list.changed[g] = static_cast<uint16_t>(list.changed[g] | 1 << (2 * i + c));
+          list.value_contexts[count++] =
+              static_cast<uint8_t>(kValues + length8(magnitude(list.predicted[j] - row.now[j])));
+        }
+        ++symbols;
+      }
 #endif
+    }
+    list.changes = count;
+  }
+
+  // The components that change get their values.
+  void change(Row& row, Lists& list) const {
+    const uint8_t* values = list.values;
+#if defined(MME_SIMD)
+    const bool escaped = std::memchr(values, kEscape, list.changes) != nullptr;
+#endif
+    for (long g = 0; kGroup * g < points_; ++g) {
+      int changed = list.changed[g];
+      if (!changed) continue;
+      int16_t* now = row.now + 2 * kGroup * g;
+      const int16_t* predicted = list.predicted + 2 * kGroup * g;
+#if defined(MME_SIMD)
+      if (!escaped) {
+        const int lower = changed & 255, upper = changed >> 8;
+        const __m128i a = _mm_shuffle_epi8(load8(values), load8(kOrders.apart[lower]));
+        values += __builtin_popcount(lower);
+        const __m128i b = _mm_shuffle_epi8(load8(values), load8(kOrders.apart[upper]));
+        values += __builtin_popcount(upper);
+        const I sum =
+            _mm256_add_epi16(load(predicted), _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(a, b)));
+        store(now, chosen(changed, sum, load(now)));
+        continue;
+      }
+#endif
+      for (; changed; changed &= changed - 1) {
+        const int j = __builtin_ctz(changed);
+        int16_t number = static_cast<int8_t>(*values);
+        if (*values++ == kEscape) number = row.coder.escape();
+        now[j] = static_cast<int16_t>(predicted[j] + number);
+      }
+    }
   }
 
 #if defined(MME_SIMD)
-  // Four points at a time as pairs (x, y) of 32 bits: plane 0 at (x, y), in 1/64 of the grid.
-  MME_LANE I bilinear4(const int16_t* first, __m128i x, __m128i y) const {
-    const __m128i width = _mm_set1_epi32(static_cast<int>(layout_.gx));
-    const __m128i place =
-        _mm_add_epi32(_mm_mullo_epi32(_mm_srli_epi32(y, 6), width), _mm_srli_epi32(x, 6));
-    // The point and the one to its right; past the last column it weighs nothing.
-    const auto pair = [&](__m128i at) {
-      const I found = _mm256_i32gather_epi64(reinterpret_cast<const long long*>(first), at, 4);
-      const I order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1,
-                                       4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-      return _mm256_shuffle_epi8(found, order);
-    };
-    const auto twice = [](__m128i a) {
-      const I wide = _mm256_cvtepu32_epi64(a);
-      return _mm256_or_si256(wide, _mm256_slli_epi64(wide, 32));
-    };
-    const I across = twice(_mm_and_si128(x, _mm_set1_epi32(63)));
-    const I down = twice(_mm_and_si128(y, _mm_set1_epi32(63)));
-    const I weights =
-        _mm256_or_si256(_mm256_sub_epi32(set(64), across), _mm256_slli_epi32(across, 16));
-    const I upper = _mm256_madd_epi16(pair(place), weights);
-    const I lower = _mm256_madd_epi16(pair(_mm_add_epi32(place, width)), weights);
-    const I slope = _mm256_mullo_epi32(_mm256_sub_epi32(lower, upper), down);
-    return _mm256_srai_epi32(
-        _mm256_add_epi32(_mm256_add_epi32(_mm256_slli_epi32(upper, 6), slope), set(2048)), 12);
-  }
-
-  MME_LANE static I low(I pair) { return _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16); }
-  MME_LANE static I high(I pair) { return _mm256_srai_epi32(pair, 16); }
-
-  void predict8(const Row& row, Lists& list, long at) const {
-    const I point = load(list.points + at), came = load(list.pairs[0] + at);
-    const I origin = load(list.pairs[3] + at), cells = set(layout_.cells);
-    const auto place = [&](I from, I moves, long count) {
-      const I moved = _mm256_srai_epi32(_mm256_mullo_epi32(moves, cells), 16);
-      const I sum = _mm256_add_epi32(_mm256_slli_epi32(from, 6), moved);
-      return vmin(vmax(sum, set(0)), set(static_cast<int>(64 * (count - 1))));
-    };
-    const I x = place(low(origin), low(came), layout_.gx);
-    const I y = place(high(origin), high(came), layout_.gy);
-    const I left = bilinear4(row.first, _mm256_castsi256_si128(x), _mm256_castsi256_si128(y));
-    const I right =
-        bilinear4(row.first, _mm256_extracti128_si256(x, 1), _mm256_extracti128_si256(y, 1));
-    const auto narrow = [](I pair) {  // each 64-bit lane's two numbers, in its lower half
-      return _mm256_or_si256(
-          _mm256_and_si256(pair, _mm256_set1_epi64x(0xffff)),
-          _mm256_and_si256(_mm256_srli_epi64(pair, 16), _mm256_set1_epi64x(0xffff0000)));
-    };
-    const auto joined = [](I p, I q) {
-      return _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(
-                                          _mm256_castsi256_ps(p), _mm256_castsi256_ps(q), 0x88)),
-                                      0xd8);
-    };
-    const I guess = joined(narrow(left), narrow(right));
-    const I now = load(list.pairs[2] + at), there = load(list.pairs[1] + at);
-    const auto apart = [](I p, I q) { return _mm256_abs_epi32(_mm256_sub_epi32(p, q)); };
-    const I off = _mm256_add_epi32(apart(low(guess), low(now)), apart(high(guess), high(now)));
-    const I moved = vmax(apart(low(came), low(there)), apart(high(came), high(there)));
-    const I slope = _mm256_and_si256(
-        _mm256_i32gather_epi32(reinterpret_cast<const int*>(row.slopes), point, 1), set(255));
-    const I far = lengths(off);
-    const I score =
-        _mm256_add_epi32(_mm256_add_epi32(far, far), _mm256_add_epi32(lengths(moved), slope));
-    put_bytes(_mm256_add_epi32(vmin(score, set(kValues - kChanges - 1)), set(kChanges)),
-              list.contexts + at);
-    store(list.predicted + at, guess);
-  }
+ private:
+  // Words of `a` where a bit is set, of `b` where it is not.
+  MME_LANE static I chosen(int bits, I a, I b) {
+#if defined(__AVX512BW__)
+    return _mm256_mask_mov_epi16(b, static_cast<__mmask16>(bits), a);
+#else
+    const I each = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192,
+                                     16384, -32768);
+    return _mm256_blendv_epi8(b, a, _mm256_cmpeq_epi16(_mm256_and_si256(words(bits), each), each));
 #endif
+  }
 
-  // The components that change, as places in the plane, and what is predicted for them.
-  void list_changes(const Row& row, Lists& list) const {
-    long count = 0;
-    for (long i = 0; i < list.count; i += kLanes) {
-      uint64_t eight;  // two bits a byte
-      std::memcpy(&eight, list.symbols + i, sizeof eight);
-      for (; eight; eight &= eight - 1) {
-        const int bit = __builtin_ctzll(eight), c = bit & 1;
-        const long j = i + (bit >> 3);
-        const int32_t place = 2 * list.points[j] + c;
-        const int16_t guess = static_cast<int16_t>(list.predicted[j] >> 16 * c);
-        list.places[count] = place;
-        list.there[count] = guess;
-        list.value_contexts[count] =
-            static_cast<uint8_t>(kValues + length8(magnitude(guess - row.now[place])));
-        ++count;
+  // Which of eight points certainly stand on one pixel in both tracks: steps are a power of two of
+  // a pixel, and sixteen bits do.
+  struct Halves {
+    Halves(const RowLayout& layout, long plane, int shift) : by(_mm_cvtsi32_si128(shift)) {
+      const int32_t slack[2] = {static_cast<int32_t>(plane * layout.scale) >> 1,
+                                static_cast<int32_t>((plane - 1) * layout.scale) >> 1};
+      for (int k = 0; k < 4; ++k) {
+        const int32_t off = k % 2 ? slack[k / 2] : -slack[k / 2];
+        offsets[k] = words((layout.half + off) >> (16 - shift));
       }
     }
-    list.changed = count;
-  }
-
-  void change(Row& row, Lists& list) const {
-    for (long i = 0; i < list.changed; ++i) {
-      int16_t number = static_cast<int8_t>(list.values[i]);
-      if (list.values[i] == kEscape) number = row.coder.escape();
-      row.now[list.places[i]] = static_cast<int16_t>(list.there[i] + number);
+    MME_LANE int operator()(I came, I there) const {
+      const auto pixel = [&](I moves, int k) {
+        return _mm256_sra_epi16(_mm256_add_epi16(moves, offsets[k]), by);
+      };
+      const I one = pixel(came, 0);
+      const I same = _mm256_and_si256(_mm256_cmpeq_epi16(one, pixel(came, 1)),
+                                      _mm256_and_si256(_mm256_cmpeq_epi16(one, pixel(there, 2)),
+                                                       _mm256_cmpeq_epi16(one, pixel(there, 3))));
+      return _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(same, set(-1))));
     }
+    I offsets[4];
+    __m128i by;
+  };
+
+  // The same, of any step.
+  struct Wholes {
+    Wholes(const RowLayout& layout, long plane) : layout(layout), plane(plane) {}
+    int operator()(I came, I there) const {
+      alignas(32) int16_t a[2 * kGroup], b[2 * kGroup];
+      store(a, came), store(b, there);
+      const int32_t slack = static_cast<int32_t>(plane * layout.scale) >> 1;
+      const int32_t slack_there = static_cast<int32_t>((plane - 1) * layout.scale) >> 1;
+      int stand = 0;
+      for (int i = 0; i < kGroup; ++i) {
+        const bool stands = same_pixel(a[2 * i], slack, b[2 * i], slack_there, layout) &&
+                            same_pixel(a[2 * i + 1], slack, b[2 * i + 1], slack_there, layout);
+        stand |= stands << i;
+      }
+      return stand;
+    }
+    const RowLayout& layout;
+    long plane;
+  };
+
+  template <class Standing>
+  void list_groups(const Row& row, const Row& earlier, Lists& list, long plane,
+                   const Standing standing) const {
+    const int16_t *before = earlier.trail[(plane - 1) & 1], *steps = earlier.now;
+    const int16_t* there = row.trail[(plane - 1) & 1];
+    int16_t* came_to = row.trail[plane & 1];
+    const int gx = static_cast<int>(layout_.gx);
+    // A product of sixteen bits by `cells`, which may have seventeen: the upper half.
+    const I cells = words(layout_.cells), whole = words(layout_.cells >= 32768 ? -1 : 0);
+    const I most = set(64 * (gx - 1) | static_cast<int>(layout_.gy - 1) << 22);
+    const bool marked = row.coder.marked;
+    uint8_t* contexts = list.contexts;
+    for (long i = 0; i < points_; i += kGroup) {
+      const I sum = _mm256_adds_epi16(load(before + 2 * i), load(steps + 2 * i));
+      const I came = _mm256_max_epi16(_mm256_min_epi16(sum, words(kFarthest)), words(-kFarthest));
+      const I was = load(there + 2 * i);
+      store(came_to + 2 * i, came);
+      int may = marked ? 255 : 255 & ~standing(came, was);
+      if (points_ - i < kGroup) may &= (1 << (points_ - i)) - 1;
+      list.may[i / kGroup] = static_cast<uint8_t>(may);
+      if (!may) continue;
+
+      const I origin = load(origins_ + 2 * i);
+      const I far =
+          _mm256_add_epi16(_mm256_mulhi_epi16(came, cells), _mm256_and_si256(came, whole));
+      const I to =
+          _mm256_min_epi16(_mm256_max_epi16(_mm256_adds_epi16(origin, far), words(0)), most);
+      const I guess = predicted(row.first + 2 * i, _mm256_sub_epi16(to, origin), gx);
+      store(list.predicted + 2 * i, guess);
+
+      const I off = _mm256_madd_epi16(apart(guess, load(row.now + 2 * i)), words(1));
+      const I by = apart(came, was);
+      const I moved = _mm256_and_si256(_mm256_max_epi16(by, _mm256_slli_epi32(by, 16)),
+                                       set(static_cast<int>(0xffff0000)));
+      const I sizes = lengths(_mm256_or_si256(vmin(off, set(255)), moved));
+      const I score =
+          _mm256_add_epi32(_mm256_madd_epi16(sizes, set(1 << 16 | 2)), bytes_at(row.slopes + i));
+      const I context = _mm256_add_epi32(vmin(score, set(kValues - kChanges - 1)), set(kChanges));
+      const __m128i narrow =
+          _mm_packus_epi32(_mm256_castsi256_si128(context), _mm256_extracti128_si256(context, 1));
+      store8(contexts,
+             _mm_shuffle_epi8(_mm_packus_epi16(narrow, narrow), load8(kOrders.close[may])));
+      contexts += __builtin_popcount(may);
+    }
+    list.count = contexts - list.contexts;
   }
 
+  // Plane 0 as far from eight points as `moved` says, in 1/64 of the grid.
+  MME_LANE static I predicted(const int16_t* first, I moved, int gx) {
+    const I of_x = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1, 0, 1,
+                                    4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
+    const I of_y = _mm256_or_si256(of_x, words(0x0202));
+    const I size = _mm256_abs_epi16(moved);
+    I corner[4];  // the point come to, the one beside it, and those beyond them
+    if (__builtin_expect(_mm256_testz_si256(size, words(static_cast<int16_t>(~63))), 1)) {
+      const I left = _mm256_shuffle_epi8(moved, of_x), up = _mm256_shuffle_epi8(moved, of_y);
+      const auto line = [&](const int16_t* at, I out[2]) {
+        out[0] = load(at);
+        out[1] = where_negative(left, load(at - 2), load(at + 2));
+      };
+      I above[2], below[2];
+      line(first, corner);
+      line(first - 2 * gx, above);
+      line(first + 2 * gx, below);
+      for (int k = 0; k < 2; ++k) corner[2 + k] = where_negative(up, above[k], below[k]);
+    } else {
+      const I sign = _mm256_sign_epi16(words(1), moved);
+      const I cells = _mm256_sign_epi16(_mm256_srli_epi16(size, 6), moved);
+      const I place = _mm256_add_epi32(iota(), _mm256_madd_epi16(cells, set(gx << 16 | 1)));
+      const I beside = _mm256_madd_epi16(sign, set(1)),
+              beyond = _mm256_madd_epi16(sign, set(gx << 16));
+      const auto gather = [&](I at) {
+        return _mm256_i32gather_epi32(reinterpret_cast<const int*>(first), at, 4);
+      };
+      const I next = _mm256_add_epi32(place, beyond);
+      corner[0] = gather(place), corner[1] = gather(_mm256_add_epi32(place, beside));
+      corner[2] = gather(next), corner[3] = gather(_mm256_add_epi32(next, beside));
+    }
+    const I share = _mm256_slli_epi16(_mm256_and_si256(size, words(63)), 9);
+    const auto between = [](I a, I b, I share) {
+      return _mm256_add_epi16(a, _mm256_mulhrs_epi16(_mm256_sub_epi16(b, a), share));
+    };
+    const I across = _mm256_shuffle_epi8(share, of_x);
+    return between(between(corner[0], corner[1], across), between(corner[2], corner[3], across),
+                   _mm256_shuffle_epi8(share, of_y));
+  }
+
+  MME_LANE static I where_negative(I sign, I a, I b) {
+#if defined(__AVX512BW__)
+    return _mm256_mask_mov_epi16(b, _mm256_movepi16_mask(sign), a);
+#else
+    return _mm256_blendv_epi8(b, a, _mm256_srai_epi16(sign, 15));
+#endif
+  }
+
+ protected:
+#endif
   const RowLayout& layout_;
   const long points_;
-  int16_t* origins_ = nullptr;  // column and row of each point
+  const bool wide_;
+  int16_t* origins_ = nullptr;  // column and row of each point, in 1/64
 };
 
 }  // namespace

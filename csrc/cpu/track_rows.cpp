@@ -7,35 +7,58 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 namespace mme {
 namespace MME_ISA {
 namespace {
 
 // Rows that go together.
-constexpr long kTogether = 4;
-constexpr int32_t kFarthest = 32000;
+constexpr long kTogether = 8;
+
+// Memory that a thread keeps from one call to the next: fresh pages would take a tenth of the time.
+class Memory {
+ public:
+  ~Memory() { std::free(held_); }
+
+  // Aligned to 64 bytes; null if there is none.
+  uint8_t* get(size_t bytes) {
+    if (bytes > size_) {
+      std::free(held_);
+      held_ = std::malloc(bytes + 64);
+      size_ = held_ ? bytes : 0;
+      if (!held_) return nullptr;
+    }
+    return static_cast<uint8_t*>(held_) + (64 - reinterpret_cast<uintptr_t>(held_) % 64) % 64;
+  }
+
+  void keep(size_t most) {
+    if (size_ <= most) return;
+    std::free(held_);
+    held_ = nullptr, size_ = 0;
+  }
+
+ private:
+  void* held_ = nullptr;
+  size_t size_ = 0;
+};
+constexpr size_t kKept = 1 << 24;
+thread_local Memory memory, memory_of_rows;
 
 class Rows : private Points {
  public:
-  Rows(const CodedRows& coded, const RowLayout& layout) : Points(layout), coded_(coded) {}
-  ~Rows() { std::free(memory_); }
+  Rows(const CodedRows& coded, const RowLayout& layout, int16_t* out)
+      : Points(layout), coded_(coded), out_(out) {}
+  ~Rows() { memory.keep(kKept), memory_of_rows.keep(kKept); }
 
-  bool run(int16_t* out) {
+  bool run() {
     if (!prepare()) return false;
-    for (long row = 0; row < coded_.count; row += kTogether) first_planes(row, together(row));
-    for (long row = 0; row < coded_.count; ++row) put(row, 0, out);
-    for (long plane = 1; plane < coded_.planes; ++plane) {
-      // From the last on: a row reads what the one before it was at the plane before.
-      long chosen[kTogether], count = 0;
-      for (long row = coded_.count - 1; row >= 0; --row) {
-        if (rows_[row].depth > plane) chosen[count++] = row;
-        if (count && (count == kTogether || row == 0)) {
-          next_planes(chosen, count, plane);
-          for (long i = 0; i < count; ++i) put(chosen[i], plane, out);
-          count = 0;
-        }
-      }
+    for (long begin = 0; begin < coded_.count;) {
+      const long end = apart_after(begin);
+      for (long row = begin; row < end; ++row) place(row, row - begin);
+      for (long row = begin; row < end; row += kTogether) first_planes(row, together(row, end));
+      for (long plane = 1; plane < coded_.planes; ++plane) next_planes(begin, end, plane);
+      begin = end;
     }
     for (long row = 0; row < coded_.count; ++row) {
       if (rows_[row].coder.over) return false;
@@ -44,13 +67,18 @@ class Rows : private Points {
   }
 
  private:
-  long together(long row) const {
-    return coded_.count - row < kTogether ? coded_.count - row : kTogether;
-  }
+  static long together(long row, long end) { return end - row < kTogether ? end - row : kTogether; }
 
-  // One piece of memory for all.
+  // One piece of memory for all that is known of rows, one for as many as are decoded together.
   bool prepare() {
-    const long field = 2 * points_ + 2 * layout_.gx + kPast, n = coded_.count;
+    const long n = coded_.count;
+    rows_ = reinterpret_cast<Row*>(memory_of_rows.get(n * sizeof(Row)));
+    if (!rows_ || !link()) return false;
+    long most = 0;
+    for (long begin = 0, end; begin < n; begin = end) {
+      end = apart_after(begin);
+      most = end - begin > most ? end - begin : most;
+    }
     long size = 0;
     const auto reserve = [&](long bytes) {
       const long at = size;
@@ -58,63 +86,102 @@ class Rows : private Points {
       return at;
     };
     const long tables = reserve(coded_.tables * kContexts * kTotal * sizeof(uint32_t));
-    const long rows = reserve(n * sizeof(Row)), fields = reserve(4 * n * field * sizeof(int16_t));
-    const long slopes = reserve(n * (points_ + kPast));
-    const long narrow = reserve(4 * kTogether * field);
-    const long wide = reserve(7 * kTogether * field * sizeof(int32_t));
-    const long there = reserve(kTogether * field * sizeof(int16_t));
-    const long origins = reserve(field * sizeof(int16_t));
-    memory_ = std::malloc(size + 64);
-    if (!memory_) return false;
-    uint8_t* base = static_cast<uint8_t*>(memory_);
-    base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
+    // Numbers of a plane, and what may be read around them.
+    around_ = (2 * layout_.gx + 2 * kGroup) / 32 * 32 + 32;
+    field_ = (2 * points_ + 31) / 32 * 32 + 2 * around_;
+    const long groups = (points_ + kGroup - 1) / kGroup;
+    const long fields = reserve(4 * most * field_ * sizeof(int16_t));
+    const long slopes = reserve(most * (points_ + kPast));
+    const long narrow = reserve(4 * kTogether * field_);
+    const long wide = reserve(2 * kTogether * field_ * sizeof(int16_t));
+    const long patterns = reserve(3 * kTogether * groups);
+    const long origins = reserve(field_ * sizeof(int16_t));
+    const long lines = reserve(2 * (layout_.gx + kGroup) * kTogether * sizeof(int16_t));
+    uint8_t* base = memory.get(size);
+    if (!base) return false;
     tables_ = reinterpret_cast<uint32_t*>(base + tables);
     for (long i = 0; i < coded_.tables; ++i) {
       if (!fill(coded_.frequencies + i * kContexts * 256, tables_ + i * kContexts * kTotal)) {
         return false;
       }
     }
-    rows_ = reinterpret_cast<Row*>(base + rows);
-    int16_t* of_rows = reinterpret_cast<int16_t*>(base + fields);
-    for (long i = 0, before = 0; i < n; ++i) {
+    fields_ = reinterpret_cast<int16_t*>(base + fields) + around_;
+    slopes_ = base + slopes;
+    // What lies past a list's end must name a context.
+    std::memset(base + narrow, 0, 4 * kTogether * field_);
+    for (long i = 0; i < kTogether; ++i) {
+      Lists& list = lists_[i];
+      list.contexts = base + narrow + 4 * i * field_, list.symbols = list.contexts + field_;
+      list.value_contexts = list.symbols + field_, list.values = list.value_contexts + field_;
+      list.predicted = reinterpret_cast<int16_t*>(base + wide) + 2 * i * field_;
+      list.numbers = list.predicted + field_;
+      list.changed = reinterpret_cast<uint16_t*>(base + patterns) + i * groups;
+      list.may = base + patterns + 2 * kTogether * groups + i * groups;
+    }
+    origins_ = reinterpret_cast<int16_t*>(base + origins);
+    std::memset(origins_ + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+    for (long j = 0, i = 0; j < layout_.gy; ++j) {
+      for (long k = 0; k < layout_.gx; ++k, ++i) {
+        origins_[2 * i] = static_cast<int16_t>(64 * k);
+        origins_[2 * i + 1] = static_cast<int16_t>(64 * j);
+      }
+    }
+    lines_ = reinterpret_cast<int16_t*>(base + lines);
+    return true;
+  }
+
+  // Which row each needs; false if it is not there.
+  bool link() {
+    for (long i = 0, before = 0; i < coded_.count; ++i) {
       Row& row = rows_[i];
       row.number = coded_.rows[i], row.depth = coded_.depth[i];
-      row.table = tables_ + coded_.table[i] * kContexts * kTotal;
-      row.first = of_rows + 4 * i * field, row.now = row.first + field;
-      row.trail[0] = row.now + field, row.trail[1] = row.trail[0] + field;
-      row.slopes = base + slopes + i * (points_ + kPast);
-      std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
-      row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
       while (before < i && rows_[before].number < row.number - layout_.stride) ++before;
       const bool found = rows_[before].number == row.number - layout_.stride;
       row.earlier = found ? before : -1;
       if (row.depth > 1 && (!found || rows_[before].depth < row.depth - 1)) return false;
     }
-    // What lies past a list's end must name a context.
-    std::memset(base + narrow, 0, 4 * kTogether * field);
-    for (long i = 0; i < kTogether; ++i) {
-      Lists& list = lists_[i];
-      list.contexts = base + narrow + 4 * i * field, list.symbols = list.contexts + field;
-      list.value_contexts = list.symbols + field, list.values = list.value_contexts + field;
-      list.points = reinterpret_cast<int32_t*>(base + wide) + 7 * i * field;
-      list.predicted = list.points + field, list.places = list.predicted + field;
-      for (int k = 0; k < 4; ++k) list.pairs[k] = list.places + (k + 1) * field;
-      list.there = reinterpret_cast<int16_t*>(base + there) + i * field;
-    }
-    origins_ = reinterpret_cast<int16_t*>(base + origins);
-    for (long i = 0; i < points_; ++i) {
-      origins_[2 * i] = static_cast<int16_t>(i % layout_.gx);
-      origins_[2 * i + 1] = static_cast<int16_t>(i / layout_.gx);
-    }
     return true;
   }
 
+  // The end of some rows that need none before them: what they take stays in the cache.
+  long apart_after(long begin) const {
+    long end = begin, needed = begin;
+    while (end < coded_.count && (end < needed || end - begin < 2 * kTogether)) {
+      // Rows up to the last one that needs this one.
+      const int64_t reach = rows_[end].number + layout_.stride;
+      long last = end;
+      while (last + 1 < coded_.count && rows_[last + 1].number <= reach) ++last;
+      if (rows_[last].number == reach && rows_[last].depth > 1 && last + 1 > needed) {
+        needed = last + 1;
+      }
+      ++end;
+    }
+    return end;
+  }
+
+  // Gives a row its memory.
+  void place(long i, long slot) {
+    Row& row = rows_[i];
+    row.table = tables_ + coded_.table[i] * kContexts * kTotal;
+    row.first = fields_ + 4 * slot * field_, row.now = row.first + field_;
+    row.trail[0] = row.now + field_, row.trail[1] = row.trail[0] + field_;
+    row.slopes = slopes_ + slot * (points_ + kPast);
+    std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
+    for (int16_t* some : {row.now, row.trail[0], row.trail[1]}) {
+      std::memset(some + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+    }
+    row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
+  }
+
   // A plane to where it is wanted, if it is.
-  void put(long row, long plane, int16_t* out) const {
+  void put(long row, long plane, const int16_t* numbers) const {
     const long slot = coded_.slots[row * coded_.planes + plane];
     if (slot < 0) return;
-    std::memcpy(out + slot * 2 * points_, rows_[row].now, 2 * points_ * sizeof(int16_t));
+    std::memcpy(out_ + slot * 2 * points_, numbers, 2 * points_ * sizeof(int16_t));
   }
+
+  // What loops over a line run to, so that nothing is left over for single numbers.
+  static long whole_lanes(long width) { return (width + 31) / 32 * 32; }
 
   // Residuals of plane 0, line by line.
   void first_planes(long begin, long count) {
@@ -122,9 +189,10 @@ class Rows : private Points {
     for (long i = 0; i < count; ++i) std::memset(lists_[i].values, 0, width + kPast);
     for (long y = 0; y < layout_.gy; ++y) {
       for (long i = 0; i < count; ++i) {
-        const uint8_t* weights = lists_[i].values + 2;  // with two of nothing on both sides
-        uint8_t* contexts = lists_[i].contexts;
-        for (long j = 0; j < width; ++j) {
+        // With two of nothing on both sides.
+        const uint8_t* __restrict weights = lists_[i].values + 2;
+        uint8_t* __restrict contexts = lists_[i].contexts;
+        for (long j = 0; j < whole_lanes(width); ++j) {
           contexts[j] = residual_context(weights[j], weights[j + 2], weights[j - 2]);
         }
       }
@@ -135,14 +203,11 @@ class Rows : private Points {
         }
       }
       for (long i = 0; i < count; ++i) residuals(rows_[begin + i], lists_[i]);
-      if (count == kTogether) {
-        first_lines<kTogether>(begin, y);
-      } else {
-        for (long i = 0; i < count; ++i) first_lines<1>(begin, y, i);
-      }
+      first_line(begin, count, y);
     }
     for (long i = 0; i < count; ++i) {
       Row& row = rows_[begin + i];
+      put(begin + i, 0, row.first);
       std::memcpy(row.now, row.first, 2 * points_ * sizeof(int16_t));
       if (row.depth > 1) slopes(row);
     }
@@ -152,16 +217,17 @@ class Rows : private Points {
   void residuals(Row& row, Lists& list) const {
     const long width = 2 * layout_.gx;
     const uint8_t* __restrict symbols = list.symbols;
-    int16_t* __restrict numbers = list.there;
+    int16_t* __restrict numbers = list.numbers;
     uint8_t* __restrict weights = list.values + 2;
     uint8_t escaped = 0;
-    for (long j = 0; j < width; ++j) {
+    for (long j = 0; j < whole_lanes(width); ++j) {
       const int8_t number = static_cast<int8_t>(symbols[j]);
       const uint8_t size = static_cast<uint8_t>(number < 0 ? -number : number);
       numbers[j] = number;
       weights[j] = size < 63 ? size : 63;
       escaped |= symbols[j] == kEscape;
     }
+    weights[width] = weights[width + 1] = 0;
     if (!escaped) return;
     for (long j = 0; j < width; ++j) {
       if (symbols[j] != kEscape) continue;
@@ -171,36 +237,71 @@ class Rows : private Points {
     }
   }
 
-  // Line y of plane 0 of N rows: each number waits for the one to its left, the rows do not wait
+  // Line y of plane 0 of some rows: each number waits for the one to its left, the rows do not wait
   // for each other.
-  template <long N>
-  void first_lines(long begin, long y, long skip = 0) const {
+  void first_line(long begin, long count, long y) const {
     const long width = 2 * layout_.gx;
-    int16_t *line[N], left[N][2];
-    const int16_t* numbers[N];
-    for (long i = 0; i < N; ++i) {
-      line[i] = rows_[begin + skip + i].first + y * width;
-      numbers[i] = lists_[skip + i].there;
-      for (int c = 0; c < 2; ++c) left[i][c] = y ? line[i][c - width] : int16_t{0};
-    }
-    for (long j = 0; j < width; j += 2) {
-      for (long i = 0; i < N; ++i) {
-        for (int c = 0; c < 2; ++c) {
-          const int16_t above = y ? line[i][j + c - width] : left[i][c];
-          left[i][c] = static_cast<int16_t>(((left[i][c] + above) >> 1) + numbers[i][j + c]);
-          line[i][j + c] = left[i][c];
-        }
+#if defined(MME_SIMD)
+    // Columns of eight rows, x and y of each, as they lie one after the other in `lines_`.
+    I left = set(0);
+    for (long j = 0; j < width; j += 2 * kTogether) {
+      F eight[kTogether];
+      for (long i = 0; i < kTogether; ++i) {
+        eight[i] = _mm256_castsi256_ps(load(lists_[i < count ? i : 0].numbers + j));
       }
+      transpose(eight);
+      int16_t* line = lines_ + kTogether * j;
+      for (long i = 0; i < kTogether; ++i, line += 2 * kTogether) {
+        const I above = y ? load(line) : left;
+        if (j + i == 0) left = above;
+        left = _mm256_add_epi16(_mm256_srai_epi16(_mm256_add_epi16(left, above), 1),
+                                _mm256_castps_si256(eight[i]));
+        store(line, left);
+        eight[i] = _mm256_castsi256_ps(left);
+      }
+      transpose(eight);
+      // What goes past the line's end is the next one's, or lies past the plane's.
+      for (long i = 0; i < count; ++i) {
+        store(rows_[begin + i].first + y * width + j, _mm256_castps_si256(eight[i]));
+      }
+    }
+#else
+    for (long i = 0; i < count; ++i) {
+      int16_t* line = rows_[begin + i].first + y * width;
+      for (long j = 0; j < width; ++j) {
+        const int16_t above = y ? line[j - width] : j > 1 ? line[j - 2] : int16_t{0};
+        const int16_t left = j > 1 ? line[j - 2] : above;
+        const int16_t sum = static_cast<int16_t>(left + above);
+        line[j] = static_cast<int16_t>((sum >> 1) + lists_[i].numbers[j]);
+      }
+    }
+#endif
+  }
+
+  // Plane `plane` of some rows, from the last to the first: a row reads what the one before it was
+  // at the plane before.
+  void next_planes(long begin, long end, long plane) {
+    long chosen[kTogether], count = 0, left = 0;
+    for (long row = begin; row < end; ++row) left += rows_[row].depth > plane;
+    long share = 0;
+    for (long row = end - 1; row >= begin; --row) {
+      if (rows_[row].depth <= plane) continue;
+      if (!count)
+        share =
+            (left + (left + kTogether - 1) / kTogether - 1) / ((left + kTogether - 1) / kTogether);
+      chosen[count++] = row, --left;
+      if (count < share) continue;
+      next_plane(chosen, count, plane);
+      for (long i = 0; i < count; ++i) put(chosen[i], plane, rows_[chosen[i]].now);
+      count = 0;
     }
   }
 
-  // Plane `plane` of some rows, from the last to the first.
-  void next_planes(const long* chosen, long count, long plane) {
-    for (long i = 0; i < count; ++i) move(rows_[chosen[i]], plane);
+  void next_plane(const long* chosen, long count, long plane) {
     long most = 0;
     for (long i = 0; i < count; ++i) {
-      list_points(rows_[chosen[i]], lists_[i], plane);
-      predict(rows_[chosen[i]], lists_[i]);
+      const Row& row = rows_[chosen[i]];
+      list_points(row, rows_[row.earlier], lists_[i], plane);
       if (lists_[i].count > most) most = lists_[i].count;
     }
     for (long j = 0; j < most; j += kLanes) {
@@ -215,12 +316,12 @@ class Rows : private Points {
     most = 0;
     for (long i = 0; i < count; ++i) {
       list_changes(rows_[chosen[i]], lists_[i]);
-      if (lists_[i].changed > most) most = lists_[i].changed;
+      if (lists_[i].changes > most) most = lists_[i].changes;
     }
     for (long j = 0; j < most; j += kLanes) {
       for (long i = 0; i < count; ++i) {
         Row& row = rows_[chosen[i]];
-        const long left = lists_[i].changed - j;
+        const long left = lists_[i].changes - j;
         if (left > 0) {
           step(row.table, row.coder, lists_[i].value_contexts + j, lists_[i].values + j, left);
         }
@@ -229,26 +330,19 @@ class Rows : private Points {
     for (long i = 0; i < count; ++i) change(rows_[chosen[i]], lists_[i]);
   }
 
-  // Where the plane's tracks have come to.
-  void move(const Row& row, long plane) const {
-    const Row& earlier = rows_[row.earlier];
-    const int16_t *there = earlier.trail[(plane - 1) & 1], *steps = earlier.now;
-    int16_t* __restrict came = row.trail[plane & 1];
-    for (long i = 0; i < 2 * points_; ++i) {
-      const int32_t sum = there[i] + steps[i];
-      came[i] = static_cast<int16_t>(clamp(sum, -kFarthest, kFarthest));
-    }
-  }
-
   const CodedRows& coded_;
-  void* memory_ = nullptr;
+  int16_t* const out_;
   uint32_t* tables_ = nullptr;
   Row* rows_ = nullptr;
+  int16_t* fields_ = nullptr;
+  uint8_t* slopes_ = nullptr;
+  long around_ = 0, field_ = 0;
+  int16_t* lines_ = nullptr;  // a line of some rows, column after column
   Lists lists_[kTogether];
 };
 
 bool decode_rows(const CodedRows& coded, const RowLayout& layout, int16_t* out) {
-  return Rows(coded, layout).run(out);
+  return Rows(coded, layout, out).run();
 }
 
 }  // namespace
