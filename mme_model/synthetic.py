@@ -42,7 +42,7 @@ class SyntheticVideos:
     seed : of textures and motion.
     frames : length of each.
     size : side of the square frames, px. Speeds scale with it: on 128 px the thing moves by 1 to
-        2.5 px a frame, at its rim where it turns or grows, and the background by 0.25 to 0.5 px.
+        3 px a frame, at its rim where it turns or grows, and the background by 0.25 to 0.5 px.
     held_out : other videos than those of training.
 
     Raises
@@ -111,7 +111,7 @@ class _Scene:
 
         # All are drawn for every class, so that none tells of it.
         travel = min(rng.uniform(0.45, 0.6) * size / (2 * self.middle), 2.0 * scale)
-        turn = rng.uniform(0.035, 0.05)
+        turn = rng.uniform(0.045, 0.058)
         growth = min(rng.uniform(0.55, 0.7) / self.middle, 0.04)
         self.centre = (size - 1) / 2 + rng.uniform(-0.08, 0.08, 2) * size
         self.velocity = np.array(_DIRECTION.get(label, (0.0, 0.0))) * travel
