@@ -28,7 +28,7 @@ from . import keys
 
 __all__ = ["LinearProbe", "ProbeConfig", "neighbours", "sweep", "train_linear"]
 
-SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)
+SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Multiples of the learning rate that a sweep tries."""
 
 

@@ -340,7 +340,7 @@ def add_arguments(parser: Any) -> None:
         parser.add_argument(f"--{name}", type=kind, default=getattr(defaults, name),
                             metavar=shown, help=words)  # fmt: skip
     for name, words in (
-        ("sweep", "choose among five learning rates by a fifth of the training videos"),
+        ("sweep", "choose among seven learning rates by a fifth of the training videos"),
         ("knn", "measure 20 nearest neighbours as well"),
     ):
         parser.add_argument(f"--{name}", type=bool, nargs="?", const=True, default=False,

@@ -303,7 +303,7 @@ def test_the_command(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "% of 16 videos, 1 × 1 views" in said
     assert "20 nearest neighbours: top-1" in said
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["probe"]["norm"], len(summary["sweep"])) == ("batchnorm", 5)
+    assert (summary["probe"]["norm"], len(summary["sweep"])) == ("batchnorm", 7)
     assert summary["views"] == {"clips": 1, "crops": 1}
 
 
