@@ -41,7 +41,12 @@ HOLDERS = ("model", "module", "state_dict")
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every key."""
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt")
+WHOLE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "mp_rank_00_model_states.pt",
+    "checkpoint.pth",
+)
 
 
 class Opened(NamedTuple):

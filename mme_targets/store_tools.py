@@ -24,6 +24,9 @@ from .video import VideoError, probe
 
 __all__ = ["Estimate", "Summary", "estimate", "merge", "summary", "verify"]
 
+_SHOWN = 20
+"""Videos of a list that are named one by one."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -136,13 +139,14 @@ def verify(
     Parameters
     ----------
     sources : path of each video by name; where given, their sizes and frame counts must be those
-        recorded.
+        recorded, and none of them may be missing.
     config : what the store was made with; needed by `sample`.
     sample : so many videos, evenly spread, are extracted anew and compared.
     progress : called with 1 for each video.
     """
     wrong: list[str] = []
-    known = [record for record in records(store).values() if record.done]
+    every = records(store)
+    known = [record for record in every.values() if record.done]
     for record in known:
         wrong += [f"{record.name}: {line}" for line in _wrong(store, record)]
         if sources is not None:
@@ -151,6 +155,10 @@ def verify(
             progress(1)
     named = {store.file(record.name) for record in known}
     wrong += [f"{path} is in no list" for path in store.files() if path not in named]
+    absent = [name for name in sources or () if name not in every]
+    wrong += [f"{name}: is in the list, but was not extracted" for name in absent[:_SHOWN]]
+    if len(absent) > _SHOWN:
+        wrong.append(f"{len(absent) - _SHOWN} more are in the list, but were not extracted")
     if sample:
         if sources is None or config is None:
             raise ValueError("sample needs the list of videos, to compute them again")

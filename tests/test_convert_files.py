@@ -73,6 +73,8 @@ def test_videomae_pretraining_files_compute_what_they_did(tmp_path: Path) -> Non
     stored = sum(value.untyped_storage().nbytes() for value in there.values())
     assert stored == sum(value.nbytes for value in want.values())
     assert (tmp_path / "there" / "checkpoint.pth").stat().st_size < 1.2 * stored
+    weights, _ = convert(tmp_path / "there", tmp_path / "back", "mme")  # a folder, as we wrote it
+    assert weights.mapped == len(want)
 
 
 # The authors' pre-training files

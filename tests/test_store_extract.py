@@ -373,6 +373,17 @@ def test_verify_computes_again(store_items: list[Item], store_whole: Path, tmp_p
         verify(store, sample=1)
 
 
+def test_verify_misses_what_the_list_has(store_items: list[Item], store_whole: Path) -> None:
+    """A part of a job array that was forgotten."""
+    sources = {item.name: item.path for item in store_items}
+    store = Store(store_whole)
+    assert verify(store, sources=sources) == []
+    more = {f"{k:02d}.mp4": "x" for k in range(23)}
+    found = verify(store, sources=sources | more)
+    assert found[0] == "00.mp4: is in the list, but was not extracted"
+    assert (len(found), found[-1]) == (21, "3 more are in the list, but were not extracted")
+
+
 def test_an_estimate_is_near(store_items: list[Item], store_whole: Path) -> None:
     found = estimate(CONFIG, store_items, device="cpu", solved=4)
     assert (found.videos, found.frames, found.unreadable) == (4, sum(COUNTS.values()), 0)
