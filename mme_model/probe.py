@@ -85,8 +85,8 @@ def probe(
         alike.
     config : of the linear layer. The learning rate is its start where `sweep_lr` is set.
     sweep_lr : choose the learning rate by a fifth of the training videos.
-    knn : measure 20 nearest neighbours as well: the cosine of normalised features, averaged over
-        the views, temperature .07.
+    knn : measure 20 nearest neighbours as well, or all where there are fewer: the cosine of
+        normalised features, averaged over the views, temperature .07.
     unreadable : as in `evaluate`; training goes on without such videos.
 
     Raises
@@ -138,10 +138,11 @@ def probe(
         shares = linear(asked.values.to(device)).cpu().double().softmax(dim=1)
     made = _predictions(test, labels, videos, asked, _averaged(shares, asked), classes)
     figures = []
+    near = min(20, int((known.counts > 0).sum()))
     if knn:
-        share = _neighbours(linear, known, asked, train, labels, videos, len(classes), device)
+        share = _neighbours(linear, known, asked, train, labels, videos, len(classes), device, near)
         figures = [figure("knn", share, clips=seen.test_clips, crops=seen.test_crops,
-                          videos=int((labels[videos] >= 0).sum()), k=20)]  # fmt: skip
+                          videos=int((labels[videos] >= 0).sum()), k=near)]  # fmt: skip
     lost = [(train.name(i), why) for i, why in enumerate(known.reasons) if why]
     missing = [f"not trained on: {name}: {why}" for name, why in lost[:10]]
     missing += [f"… and {len(lost) - 10} more"] * (len(lost) > 10)
@@ -177,7 +178,7 @@ def probe(
     _save(linear, classes, folder / "probe.safetensors", config)
     summary = write_report(folder, made, about, row, more=figures)
     if knn:
-        print(f"20 nearest neighbours: top-1 {figures[0]['value']:.2f} %")
+        print(f"{near} nearest neighbours: top-1 {figures[0]['value']:.2f} %")
     return summary
 
 
@@ -279,8 +280,9 @@ def _neighbours(
     videos: list[int],
     classes: int,
     device: torch.device,
+    near: int,
 ) -> float:
-    """Accuracy of nearest neighbours, per cent of the labelled videos; unread ones are wrong."""
+    """Accuracy of the `near` nearest neighbours, % of labelled videos; unread ones are wrong."""
     with torch.inference_mode():
         both = [
             _averaged(linear.norm(features.values.to(device)).cpu().double(), features).float()
@@ -288,7 +290,7 @@ def _neighbours(
         ]
     read = known.counts > 0
     own = torch.tensor([train.label(i) for i in range(len(train))])[read]
-    found = neighbours(both[0][read], own, both[1], classes).argmax(dim=1)
+    found = neighbours(both[0][read], own, both[1], classes, k=near).argmax(dim=1)
     true = torch.from_numpy(labels)
     right = (found == true) & (asked.counts > 0)
     scored = [i for i in videos if labels[i] >= 0]
@@ -341,7 +343,7 @@ def add_arguments(parser: Any) -> None:
                             metavar=shown, help=words)  # fmt: skip
     for name, words in (
         ("sweep", "choose among seven learning rates by a fifth of the training videos"),
-        ("knn", "measure 20 nearest neighbours as well"),
+        ("knn", "measure 20 nearest neighbours as well (all, where there are fewer)"),
     ):
         parser.add_argument(f"--{name}", type=bool, nargs="?", const=True, default=False,
                             help=words)  # fmt: skip

@@ -95,6 +95,9 @@ def test_a_probe_leaves_what_it_should_and_a_second_one_reads_features(
     third = probing.probe(pretrained, *lists, out=tmp_path / "c", **other)
     assert runs == []
     assert "knn" in values(third)
+    few = probing.probe(pretrained, "synthetic:12", lists[1], out=tmp_path / "few", **other)
+    assert [one["k"] for one in few["figures"] if one["name"] == "knn"] == [12]
+    runs.clear()
     changed = {**options, "views": {"stride": 1}}
     probing.probe(pretrained, *lists, out=tmp_path / "d", **changed)
     probing.probe(
