@@ -258,7 +258,8 @@ def _info(store: Store, console: Any) -> int:
 
     found = summary(store)
     console.print(f"{store.path}: format {store.about['format']}, "
-                  + ("complete" if found.complete else "extraction is not through"))  # fmt: skip
+                  + ("complete" if found.complete else
+                     "extraction is not through, or training fills it"))  # fmt: skip
     console.print(f"  {found.done} videos, {found.frames:,} frames, {found.bytes / 2**20:,.1f} MiB")
     if found.seconds:
         console.print(f"  {found.bytes / found.seconds / 1000:,.1f} kB per second of video")

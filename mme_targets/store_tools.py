@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ import torch
 from .files import atomic_path
 from .store import Record, Store, StoreError
 from .store_config import TrackConfig, differences
-from .store_extract import Frames, digest_of, extract_frames, extract_video, read_video
+from .store_entry import Entry
+from .store_extract import (
+    Frames,
+    digest_of,
+    extract_frames,
+    extract_video,
+    extracted,
+    read_video,
+)
 from .store_job import Item, damage, records
 from .store_locks import Writer
 from .video import VideoError, probe
@@ -108,9 +117,22 @@ class Summary:
     complete: bool
 
 
+def _held(store: Store) -> dict[str, Record]:
+    """Settled videos by name, and those that training has put into a store as its cache."""
+    known = records(store)
+    listed = {store.file(name) for name in known}
+    for path in store.files():
+        if path not in listed:
+            with suppress(StoreError, KeyError, TypeError, OSError), Entry(path) as entry:
+                name = str(entry.about["name"])
+                if store.file(name) == path:
+                    known[name] = extracted(store, name)
+    return known
+
+
 def summary(store: Store) -> Summary:
-    """Add up the records of a store, finished or not."""
-    known = list(records(store).values())
+    """Add up what a store holds, finished or not."""
+    known = list(_held(store).values())
     done = [record for record in known if record.done]
     return Summary(
         done=len(done),
@@ -145,7 +167,7 @@ def verify(
     progress : called with 1 for each video.
     """
     wrong: list[str] = []
-    every = records(store)
+    every = _held(store)
     known = [record for record in every.values() if record.done]
     for record in known:
         wrong += [f"{record.name}: {line}" for line in _wrong(store, record)]
@@ -255,7 +277,7 @@ def merge(out: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]) 
     with Writer(target.path / "work", (0, 1)):
         known = records(target)
         for store in stores:
-            for name, record in records(store).items():
+            for name, record in _held(store).items():
                 held = known.get(name)
                 if held is None or (record.done and not held.done):
                     if record.done:

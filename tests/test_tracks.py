@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from mme_targets.files import write_video
 from mme_targets.store import Store, StoreError
 from mme_targets.store_extract import Frames, extract_frames
 from mme_targets.store_read import look_up
+from mme_targets.store_tools import merge, verify
+from mme_targets.store_tools import summary as summary_of
 from mme_targets.synthetic import render_scene
 from mme_targets.video import VideoError
 
@@ -195,6 +198,16 @@ def test_pretraining_from_tracks_and_through_a_cache(
     again = pretrain(recipe, tmp_path / "again", cpu=True)
     assert again["last"]["loss"] == summary["last"]["loss"], "the second epoch reads what is there"
     assert again["inline"] == 0
+    # A store like any other, though no extraction has listed its videos.
+    assert summary_of(cache).done == len(NAMES)
+    assert not summary_of(cache).complete
+    assert verify(cache, sources={name: str(videos / name) for name in NAMES}) == []
+    merged = merge(tmp_path / "merged", [cache.path])
+    assert sorted(record.name for record in merged.index()) == sorted(NAMES)
+    stray = cache.path / "videos" / "00" / "stray.zip"
+    stray.parent.mkdir(exist_ok=True)
+    shutil.copy(cache.file("a.mp4"), stray)
+    assert verify(cache) == [f"{stray} is in no list"]
 
 
 def test_the_cache_is_written_once(videos: Path, tmp_path: Path) -> None:
