@@ -150,19 +150,23 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     model, recipe, classes = load_classifier(checkpoint, device)
     config = recipe.views.replace(**(views or {}))
-    spec, number = os.fspath(video), 0
-    built_in = re.fullmatch(r"synthetic/(\d{1,9})", spec)
-    if built_in:
-        number = int(built_in[1])
-        spec = f"synthetic:{number + 1}"
+    built_in = _built_in(video)
+    number = built_in or 0
+    spec = os.fspath(video) if built_in is None else f"synthetic:{number + 1}"
     source = open_videos(spec, config, held_out=True, testing=True)
-    if len(source) != 1 and not built_in:
+    if len(source) != 1 and built_in is None:
         raise ValueError(f"{video} holds {len(source)} videos; `mme test` takes more than one")
     with autocast(precision, device):
         clips = test_views(source, number, config).to(device)
         shares = probabilities(model, clips, batch).mean(dim=0)
     order = shares.argsort(descending=True, stable=True).tolist()
     return [(classes[i], float(shares[i])) for i in order]
+
+
+def _built_in(video: str | os.PathLike[str]) -> int | None:
+    """N of "synthetic/N"; None of all else."""
+    found = re.fullmatch(r"synthetic/(\d{1,9})", os.fspath(video))
+    return int(found[1]) if found else None
 
 
 @torch.inference_mode()
@@ -351,7 +355,13 @@ def run_predict(args: Any) -> int:
         raise ValueError(f"--top is {args.top}; must be 1 or more")
     found = predict(args.video, args.checkpoint, views=views_of(args), batch=args.batch,
                     precision=args.precision, cpu=args.cpu)  # fmt: skip
-    table = Table(title=args.video, title_justify="left")
+    number = _built_in(args.video)
+    title = args.video
+    if number is not None:
+        from .synthetic import SyntheticVideos
+
+        title = SyntheticVideos(number + 1, held_out=True).name(number)
+    table = Table(title=title, title_justify="left")
     table.add_column("class")
     table.add_column("probability", justify="right")
     for name, share in found[: args.top]:

@@ -331,7 +331,9 @@ def test_predict_prints_a_table(
     assert shares == sorted(shares, reverse=True)
 
 
-def test_predict_takes_a_built_in_video_by_its_number(classifier: Path, tmp_path: Path) -> None:
+def test_predict_takes_a_built_in_video_by_its_number(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     views = {"test_clips": 1}
     testing.evaluate(classifier, "synthetic:4", tmp_path, views=views, cpu=True)
     row = rows(tmp_path)[3]
@@ -339,6 +341,10 @@ def test_predict_takes_a_built_in_video_by_its_number(classifier: Path, tmp_path
     assert [name for name, _ in found[:5]] == row["top5_names"]
     assert [share for _, share in found[:5]] == pytest.approx(row["top5_probabilities"], abs=1e-5)
     assert found != testing.predict("synthetic/2", classifier, views=views, cpu=True)
+    parser = ArgumentParser()
+    testing.add_predict_arguments(parser)
+    testing.run_predict(parser.parse_args(["synthetic/3", str(classifier), "--clips=1", "--cpu"]))
+    assert "synthetic-held-out/000003 (down)" in capsys.readouterr().out
 
 
 def test_the_commands(
