@@ -1,11 +1,14 @@
 """A store of tracks: its size beside the released pickles and JPEG flow, and how fast it is read.
 
-    python -m benchmarks.bench_store STORE [--seconds S] [--only NAME]
+    python -m benchmarks.bench_store STORE [--seconds S] [--only NAME] [--jpeg]
 
 The pickles are emulated from the store's own tracks as the released code lays them out: `traj_feat`
 [2L, N, H/8, W/8] and `traj_type`, pickled and gzipped at level 9. At 1/8 px int8 saturates at
-±16 px; int16 holds what the store holds. Reading is that of clips of 8 starts, 8 frames apart, at
-random places of random videos, each opened anew, by two processes with one thread each.
+±16 px; int16 holds what the store holds. JPEG (`--jpeg`; videos must be named by their path) is of
+dense TV-L1 flow with camera motion removed, x and y apart, ±20 px as bytes, quality 95.
+
+Reading is that of clips of 8 starts, 8 frames apart, at random places of random videos, each opened
+anew, by two processes with one thread each.
 """
 
 from __future__ import annotations
@@ -18,9 +21,13 @@ import pickle
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
+import torch
 
+import mme_targets
 from mme_targets.store import Record, Store
+from mme_targets.store_extract import read_video
 
 STARTS, APART = 8, 8
 
@@ -48,6 +55,20 @@ def sizes(store: Store, record: Record) -> dict[str, float]:
     }
 
 
+def jpeg(record: Record) -> float:
+    """KB a second of video, of dense flow as two pictures a pair."""
+    flows = 0
+    last = None
+    for block in read_video(record.name).blocks:
+        frames = block if last is None else torch.cat([last, block])
+        last = block[-1:]
+        flow = mme_targets.optical_flow(frames, camera_motion=True)
+        bytes_ = ((flow + 20) * (255 / 40)).round().clamp(0, 255).to(torch.uint8).numpy()
+        for plane in bytes_.reshape(-1, *bytes_.shape[-2:]):
+            flows += len(cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
+    return flows / (record.frames / record.fps * 1000)
+
+
 def read_clips(path: str, seed: int, seconds: float) -> tuple[float, float]:
     """Clips that one process reads a second, and a second of its CPU time."""
     store = Store(path)
@@ -72,12 +93,15 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--only", default="", help="read these videos alone, by their name")
+    parser.add_argument("--jpeg", action="store_true", help="compute dense flow as well")
     args = parser.parse_args()
     store = Store(args.store)
     print("kB per second of video, and how much larger than the store")
     for record in store.index():
         if record.done and args.only in record.name:
             found = sizes(store, record)
+            if args.jpeg:
+                found["flow as JPEG"] = jpeg(record)
             held = found.pop("store")
             others = ", ".join(f"{k} {v:.1f} ({v / held:.2f}x)" for k, v in found.items())
             print(f"  {record.name} {record.width}x{record.height}: {held:.1f}; pickles: {others}")
