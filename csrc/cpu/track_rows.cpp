@@ -281,14 +281,14 @@ class Rows : private Points {
   // Plane `plane` of some rows, from the last to the first: a row reads what the one before it was
   // at the plane before.
   void next_planes(long begin, long end, long plane) {
-    long chosen[kTogether], count = 0, left = 0;
+    long chosen[kTogether], count = 0, left = 0, share = 0;
     for (long row = begin; row < end; ++row) left += rows_[row].depth > plane;
-    long share = 0;
     for (long row = end - 1; row >= begin; --row) {
       if (rows_[row].depth <= plane) continue;
-      if (!count)
-        share =
-            (left + (left + kTogether - 1) / kTogether - 1) / ((left + kTogether - 1) / kTogether);
+      if (count == 0) {  // what is left, in even parts
+        const long parts = (left + kTogether - 1) / kTogether;
+        share = (left + parts - 1) / parts;
+      }
       chosen[count++] = row, --left;
       if (count < share) continue;
       next_plane(chosen, count, plane);
@@ -298,36 +298,29 @@ class Rows : private Points {
   }
 
   void next_plane(const long* chosen, long count, long plane) {
-    long most = 0;
     for (long i = 0; i < count; ++i) {
       const Row& row = rows_[chosen[i]];
       list_points(row, rows_[row.earlier], lists_[i], plane);
-      if (lists_[i].count > most) most = lists_[i].count;
     }
-    for (long j = 0; j < most; j += kLanes) {
-      for (long i = 0; i < count; ++i) {
-        Row& row = rows_[chosen[i]];
-        const long left = lists_[i].count - j;
-        if (left > 0) {
-          step(row.table, row.coder, lists_[i].contexts + j, lists_[i].symbols + j, left);
-        }
-      }
-    }
-    most = 0;
-    for (long i = 0; i < count; ++i) {
-      list_changes(rows_[chosen[i]], lists_[i]);
-      if (lists_[i].changes > most) most = lists_[i].changes;
-    }
-    for (long j = 0; j < most; j += kLanes) {
-      for (long i = 0; i < count; ++i) {
-        Row& row = rows_[chosen[i]];
-        const long left = lists_[i].changes - j;
-        if (left > 0) {
-          step(row.table, row.coder, lists_[i].value_contexts + j, lists_[i].values + j, left);
-        }
-      }
-    }
+    decode(chosen, count, &Lists::count, &Lists::contexts, &Lists::symbols);
+    for (long i = 0; i < count; ++i) list_changes(rows_[chosen[i]], lists_[i]);
+    decode(chosen, count, &Lists::changes, &Lists::value_contexts, &Lists::values);
     for (long i = 0; i < count; ++i) change(rows_[chosen[i]], lists_[i]);
+  }
+
+  // Symbols of a list of each row by their contexts, a step of every row in turn.
+  void decode(const long* chosen, long count, long Lists::* size, uint8_t* Lists::* contexts,
+              uint8_t* Lists::* symbols) {
+    long most = 0;
+    for (long i = 0; i < count; ++i) most = lists_[i].*size > most ? lists_[i].*size : most;
+    for (long j = 0; j < most; j += kLanes) {
+      for (long i = 0; i < count; ++i) {
+        Row& row = rows_[chosen[i]];
+        const Lists& list = lists_[i];
+        const long left = list.*size - j;
+        if (left > 0) step(row.table, row.coder, list.*contexts + j, list.*symbols + j, left);
+      }
+    }
   }
 
   const CodedRows& coded_;
