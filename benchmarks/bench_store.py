@@ -63,16 +63,18 @@ def jpeg(record: Record) -> float:
         frames = block if last is None else torch.cat([last, block])
         last = block[-1:]
         flow = mme_targets.optical_flow(frames, camera_motion=True)
-        bytes_ = ((flow + 20) * (255 / 40)).round().clamp(0, 255).to(torch.uint8).numpy()
-        for plane in bytes_.reshape(-1, *bytes_.shape[-2:]):
+        levels = ((flow + 20) * (255 / 40)).round().clamp(0, 255).to(torch.uint8).numpy()
+        for plane in levels.reshape(-1, *levels.shape[-2:]):
             flows += len(cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
     return flows / (record.frames / record.fps * 1000)
 
 
-def read_clips(path: str, seed: int, seconds: float) -> tuple[float, float]:
+def read_clips(path: str, only: str, seed: int, seconds: float) -> tuple[float, float]:
     """Clips that one process reads a second, and a second of its CPU time."""
     store = Store(path)
-    videos = [r for r in store.index() if r.done and r.frames > STARTS * APART]
+    videos = [r for r in store.index() if r.done and r.frames > STARTS * APART and only in r.name]
+    if not videos:
+        raise SystemExit(f"no video of more than {STARTS * APART} frames has {only!r} in its name")
     rng = np.random.default_rng(seed)
     for record in videos:  # warm
         with store.entry(record.name) as entry:
@@ -92,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--only", default="", help="read these videos alone, by their name")
+    parser.add_argument("--only", default="", help="of these videos alone, by their name")
     parser.add_argument("--jpeg", action="store_true", help="compute dense flow as well")
     args = parser.parse_args()
     store = Store(args.store)
@@ -107,7 +109,8 @@ def main() -> None:
             print(f"  {record.name} {record.width}x{record.height}: {held:.1f}; pickles: {others}")
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         runs = pool.starmap(
-            read_clips, [(os.fspath(args.store), seed, args.seconds) for seed in range(2)]
+            read_clips,
+            [(os.fspath(args.store), args.only, seed, args.seconds) for seed in range(2)],
         )
     wall, busy = (sum(rates) for rates in zip(*runs, strict=True))
     print(f"clips read by 2 processes: {wall:.0f}/s; were both cores theirs alone: {busy:.0f}/s")
