@@ -1,8 +1,8 @@
 """Doors of camera motion (Appendix A): interest points → homography → warp → flow again.
 
 `mme_targets.backends.reference.camera_motion` describes the steps. The reference floor takes them
-one pair at a time in NumPy and OpenCV; the others take them in batched torch operations
-(`mme_targets.backends.batched`), on the device that the frames are on.
+one pair at a time in NumPy and OpenCV; the others (`mme_targets.backends.batched`) take many at
+once on the device that the frames are on: by kernels on a CPU, by torch operations elsewhere.
 """
 
 from __future__ import annotations

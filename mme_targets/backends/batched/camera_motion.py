@@ -1,4 +1,7 @@
-"""Camera motion of pairs of frames in batched torch operations; the reference explains it."""
+"""Camera motion of many pairs of frames: kernels on a CPU, else torch operations.
+
+The reference explains the steps.
+"""
 
 from __future__ import annotations
 
