@@ -3,8 +3,8 @@
 A linear layer on the frozen encoder of a checkpoint, and on the same encoder before any training,
 over several seeds: of the layer, of the random encoder and, where there are as many checkpoints as
 seeds, of the pre-training. Both get the same videos, views and choice of learning rates, made by
-training videos that are held out; the built-in videos' classes are motions, whose
-direction no single frame tells. Features are kept in --out, so that a second measurement takes seconds.
+training videos that are held out; the built-in videos' classes are motions whose direction no
+single frame tells. Features are kept in --out, so that a second measurement takes seconds.
 """
 
 from __future__ import annotations
