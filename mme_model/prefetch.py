@@ -10,13 +10,13 @@ What is for a GPU here has not run on one yet.
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+
+from mme_targets.ahead import Ahead
 
 __all__ = ["Clock", "prefetched"]
 
@@ -35,41 +35,24 @@ def prefetched(
     if device.type != "cuda":
         yield from map(prepare, batches)
         return
-    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
-    leave = threading.Event()
 
-    def work() -> None:
-        torch.cuda.set_device(device)
+    def made() -> Iterator[tuple[Any, torch.cuda.Event]]:
+        torch.cuda.set_device(device)  # of the thread
         side = torch.cuda.Stream(device)
-        try:
-            for batch in batches:
-                with torch.cuda.stream(side):
-                    made = prepare(batch)
-                    event = torch.cuda.Event()
-                    event.record(side)
-                if not _put(ready, (made, event), leave):
-                    return
-            _put(ready, (None, None), leave)
-        except BaseException as error:  # raised again where the batch is awaited
-            _put(ready, (error, None), leave)
+        for batch in batches:
+            with torch.cuda.stream(side):
+                some = prepare(batch)
+                event = torch.cuda.Event()
+                event.record(side)
+            yield some, event
 
-    thread = threading.Thread(target=work, name="targets", daemon=True)
-    thread.start()
-    try:
-        while True:
-            made, event = ready.get()
-            if isinstance(made, BaseException):
-                raise made
-            if made is None:
-                return
+    with Ahead(made(), ahead) as ready:
+        for some, event in ready:
             current = torch.cuda.current_stream(device)
             current.wait_event(event)
-            for tensor in made.tensors():
+            for tensor in some.tensors():
                 tensor.record_stream(current)  # its memory is not reused before this stream is done
-            yield made
-    finally:
-        leave.set()
-        thread.join(timeout=10)
+            yield some
 
 
 class Clock:
@@ -99,14 +82,3 @@ class Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _put(line: queue.Queue[Any], item: Any, leave: threading.Event) -> bool:
-    """Put `item` in line unless the reader has left."""
-    while not leave.is_set():
-        try:
-            line.put(item, timeout=0.2)
-        except queue.Full:
-            continue
-        return True
-    return False

@@ -31,7 +31,8 @@ from .flow_files import read_flo
 from .store import Record, Store
 from .store_config import TrackConfig
 from .store_entry import NOT_FINITE, grid_size
-from .store_extract import BLOCK, FlowBlock, digest_of, extracted, write_flows
+from .store_extract import BLOCK, digest_of, extracted, write_flows
+from .store_tracks import FlowBlock
 from .store_writer import EntryWriter
 from .video import VideoError, iter_clips, probe
 

@@ -1,7 +1,8 @@
-"""Tracks of one whole video, from every frame: what `mme extract` does for each of a list.
+"""Extracting one whole video: what `mme extract` does for each of a list.
 
-Frames are decoded once, in blocks; each flow is computed once and held while tracks read it. Memory
-is that of a block and of one shard, however long the video.
+Frames are decoded once, in blocks, each block while the one before it is solved; tracks are encoded
+and written while the next ones are. That is done by threads where more than one is to be used
+(`torch.get_num_threads`), and in turn where not.
 """
 
 from __future__ import annotations
@@ -9,62 +10,77 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .ops.camera_motion import flow_and_camera
-from .ops.optical_flow import optical_flow
-from .ops.trajectories import trajectories
+from .ahead import Ahead
 from .plan import ClipPlan
 from .store import Record, Store, provenance
 from .store_config import TrackConfig
 from .store_entry import NOT_FINITE
+from .store_tracks import FlowBlock, Frames, Progress, Seconds, flows_of, tracks_of
 from .store_writer import EntryWriter
 from .video import VideoError, iter_clips, probe
 
-__all__ = ["Frames", "extract_frames", "extract_video", "extracted"]
+__all__ = [
+    "Frames", "Writing", "begin_frames", "extract_frames", "extract_video", "extracted",
+    "open_video", "read_video", "write_flows",
+]  # fmt: skip
 
 BLOCK = 16
 """Pairs decoded and solved at a time."""
+T = TypeVar("T")
 SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors that are the machine's, not the video's: the next video would meet them as well."""
-Progress = Callable[[int], Any]
 
 
-@dataclass
-class Frames:
-    """The frames of one video, to be read once from the first to the last.
+def several(device: str) -> bool:
+    """Whether threads are to work beside the one that solves flow."""
+    return torch.get_num_threads() > 1 or not device.startswith("cpu")
 
-    `blocks` yields [n, 3, H, W] uint8 RGB, `count` frames in all.
+
+class Writing:
+    """Encodes and writes, call after call, by a thread of its own; a context manager.
+
+    Parameters
+    ----------
+    threaded : else calls are made where they are asked for.
     """
 
-    count: int
-    fps: float
-    blocks: Iterable[torch.Tensor]
+    WAITING = 2
+    """Calls that may wait, so that memory stays bounded."""
 
+    def __init__(self, threaded: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, "write") if threaded else None
+        self._waiting: deque[Future[Any]] = deque()
 
-@dataclass
-class Seconds:
-    """Where the time of an extraction went."""
+    def call(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Call it after those before; waits while too many do."""
+        if self._thread is None:
+            done: Future[T] = Future()
+            try:
+                done.set_result(function(*args))
+            except Exception as error:
+                done.set_exception(error)
+            return done
+        while len(self._waiting) >= self.WAITING:
+            wait([self._waiting.popleft()])
+        self._waiting.append(self._thread.submit(function, *args))
+        return self._waiting[-1]
 
-    decode: float = 0.0
-    flow: float = 0.0
-    track: float = 0.0
-    write: float = 0.0
-    _last: float = field(default_factory=time.perf_counter)
+    def __enter__(self) -> Writing:
+        return self
 
-    def mark(self, phase: str) -> None:
-        """What passed since the last mark was `phase`."""
-        now = time.perf_counter()
-        setattr(self, phase, getattr(self, phase) + now - self._last)
-        self._last = now
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
 
 
 def read_video(path: str | os.PathLike[str], short_side: int = 0) -> Frames:
@@ -112,7 +128,21 @@ def extract_video(
     OSError
         If it cannot be read, or the entry not be written; nothing half-written is left.
     """
-    seconds = Seconds() if seconds is None else seconds
+    frames = open_video(path, config.short_side)
+    return extract_frames(store, config, name, frames,
+                          device=device, progress=progress, seconds=seconds)  # fmt: skip
+
+
+def open_video(path: str | os.PathLike[str], short_side: int = 0) -> Frames:
+    """`read_video` with what tells that the file is the same later, and stayed so meanwhile.
+
+    Raises
+    ------
+    VideoError
+        If the file is empty or no video, or cannot be read.
+    OSError
+        If the machine is short of something.
+    """
     try:
         before = os.stat(path)
         digest = digest_of(path)
@@ -122,18 +152,14 @@ def extract_video(
         raise VideoError(f"{os.fspath(path)}: {error.strerror or error}") from None
     if not before.st_size:
         raise VideoError(f"{os.fspath(path)}: the file is empty")
-    frames = read_video(path, config.short_side)
 
     def unchanged() -> None:
         after = os.stat(path)
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise VideoError(f"{os.fspath(path)}: the file changed while it was read")
 
-    source = {"bytes": before.st_size, "sha256": digest}
-    return extract_frames(
-        store, config, name, frames, source=source, check=unchanged,
-        device=device, progress=progress, seconds=seconds,
-    )  # fmt: skip
+    about = {"source": {"bytes": before.st_size, "sha256": digest}}
+    return replace(read_video(path, short_side), about=about, check=unchanged)
 
 
 def extract_frames(
@@ -142,18 +168,36 @@ def extract_frames(
     name: str,
     frames: Frames,
     *,
-    source: dict[str, Any] | None = None,
-    check: Callable[[], None] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
     seconds: Seconds | None = None,
 ) -> Record:
-    """`extract_video` of frames from anywhere; `check` is called before the entry is written."""
+    """`extract_video` of frames from anywhere."""
+    with Writing(several(device)) as writing:
+        begun = begin_frames(store, config, name, frames, writing,
+                             device=device, progress=progress, seconds=seconds)  # fmt: skip
+        return begun.result()
+
+
+def begin_frames(
+    store: Store,
+    config: TrackConfig,
+    name: str,
+    frames: Frames,
+    writing: Writing,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    seconds: Seconds | None = None,
+) -> Future[Record]:
+    """`extract_frames` that returns when all flow is solved, and lets `writing` do the rest."""
     seconds = Seconds() if seconds is None else seconds
-    seconds.mark("decode")
-    flows = _flows(config, frames, device, progress, seconds)
-    return write_flows(store, config, name, flows, frames.count, frames.fps,
-                       {"source": source or {}}, check=check, seconds=seconds)  # fmt: skip
+    if several(device) and not isinstance(frames.blocks, Ahead):
+        frames = frames.ahead()
+    with closing(frames):
+        seconds.mark("decode")
+        flows = flows_of(config, frames, device, progress, seconds)
+        return _begin_flows(store, config, name, flows, frames, writing, seconds)
 
 
 def write_flows(
@@ -164,34 +208,59 @@ def write_flows(
     count: int,
     fps: float,
     about: dict[str, Any],
-    *,
-    check: Callable[[], None] | None = None,
-    seconds: Seconds | None = None,
 ) -> Record:
     """Tracks through flow that comes block by block, of a video of `count` frames."""
-    seconds = Seconds() if seconds is None else seconds
+    video = Frames(count, fps, (), about)
+    with Writing(False) as writing:
+        return _begin_flows(store, config, name, flows, video, writing, Seconds()).result()
+
+
+def _begin_flows(
+    store: Store,
+    config: TrackConfig,
+    name: str,
+    flows: Iterable[FlowBlock],
+    video: Frames,
+    writing: Writing,
+    seconds: Seconds,
+) -> Future[Record]:
+    """Tracks through flow; `video` says of which frames it is."""
     writer: EntryWriter | None = None
-    size, still, finite = (0, 0), 0, True
-    for found in _tracks(config, flows, count, seconds):
+    calls: list[Future[None]] = []
+    still, finite = 0, True
+    for found in tracks_of(config, flows, video.count, seconds):
         if writer is None:
-            size = found.size
-            writer = EntryWriter(config, count, *size)
-        writer.add(found.displacements, found.in_view, found.homographies)
+            writer = EntryWriter(config, video.count, *found.size)
+        calls.append(
+            writing.call(writer.add, found.displacements, found.in_view, found.homographies)
+        )
         still += found.still
         finite &= not (found.in_view == NOT_FINITE).any()
         seconds.mark("write")
     if writer is None:
         raise VideoError(f"{name}: it has no frames")
-    if check is not None:
-        check()
-    path = store.file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer.finish(
-        path,
-        {"name": name, "fps": fps, "still": still, "finite": bool(finite), **about, **provenance()},
-    )
+    about = {"name": name, "fps": video.fps, "still": still, "finite": bool(finite)}
+    done = writing.call(_finish, store, writer, calls, video, about)
     seconds.mark("write")
-    return extracted(store, name)
+    return done
+
+
+def _finish(
+    store: Store,
+    writer: EntryWriter,
+    calls: list[Future[None]],
+    video: Frames,
+    about: dict[str, Any],
+) -> Record:
+    """The entry in its place, once all of `calls` were made."""
+    for call in calls:
+        call.result()
+    if video.check is not None:
+        video.check()
+    path = store.file(about["name"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.finish(path, {**about, **video.about, **provenance()})
+    return extracted(store, about["name"])
 
 
 def extracted(store: Store, name: str) -> Record:
@@ -216,150 +285,6 @@ def extracted(store: Store, name: str) -> Record:
             source_bytes=source.get("bytes", 0),
             source_digest=source.get("sha256", ""),
         )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Tracks of some starts [n, L, Gy, Gx, 2] and homographies of some pairs, in their order."""
-
-    displacements: NDArray[np.float32]
-    in_view: NDArray[np.uint8]
-    homographies: NDArray[np.float64]
-    still: int
-    size: tuple[int, int]
-
-
-class FlowBlock(NamedTuple):
-    """Flow of the next pairs of a video.
-
-    Attributes
-    ----------
-    flow : [n, 2, H, W] float32 px; n may be 0.
-    homographies : [n, 3, 3]; still : pairs for which none was found.
-    """
-
-    flow: torch.Tensor
-    homographies: NDArray[np.float64]
-    still: int
-
-
-def _flows(
-    config: TrackConfig,
-    frames: Frames,
-    device: str,
-    progress: Progress | None,
-    seconds: Seconds,
-) -> Iterator[FlowBlock]:
-    """Flow of every pair, block after block of frames."""
-    held: torch.Tensor | None = None  # frames of which pairs are to come
-    seen = 0
-    for block in frames.blocks:
-        block = block.to(device)
-        if held is not None and held.shape[1:] != block.shape[1:]:
-            raise VideoError(f"the size of the picture changes at frame {seen}")
-        held = block if held is None else torch.cat([held, block])
-        seen += len(block)
-        seconds.mark("decode")
-        count = max(0, len(held) - config.flow_stride)
-        found = _flow(config, held, count, progress)
-        held = held[count:]
-        seconds.mark("flow")
-        yield found
-    if seen != frames.count:
-        raise VideoError(f"{seen} frames came where {frames.count} were announced")
-
-
-def _tracks(
-    config: TrackConfig, blocks: Iterable[FlowBlock], count: int, seconds: Seconds
-) -> Iterator[_Found]:
-    """Block after block, the tracks that read no later flow; at the end those that are left."""
-    pairs = max(0, count - config.flow_stride)
-    reach = (config.length - 1) * config.flow_stride
-    flows: torch.Tensor | None = None  # of the pairs from `start` on, which tracks still read
-    solved = start = 0
-    for block in blocks:
-        flows = block.flow if flows is None else torch.cat([flows, block.flow])
-        solved += len(block.flow)
-        end = max(start, solved - reach)
-        found = _track(config, flows, range(start, end), pairs, block.homographies, block.still)
-        flows, start = flows[end - start :], end
-        seconds.mark("track")
-        yield found
-    if flows is None:
-        return
-    if solved != pairs:
-        raise VideoError(f"flow came of {solved} pairs; {count} frames have {pairs}")
-    found = _track(config, flows, range(start, count), pairs, np.empty((0, 3, 3)), 0)
-    seconds.mark("track")
-    yield found
-
-
-def _flow(
-    config: TrackConfig, frames: torch.Tensor, count: int, progress: Progress | None
-) -> FlowBlock:
-    """Flow of the first pairs of some frames."""
-    height, width = frames.shape[-2:]
-    if count < 1:
-        none = frames.new_empty((0, 2, height, width), dtype=torch.float32)
-        return FlowBlock(none, np.empty((0, 3, 3)), 0)
-    options: dict[str, Any] = {
-        "method": config.flow,
-        "pairs": [(i, i + config.flow_stride) for i in range(count)],
-        "bound": config.bound,
-        "config": config.tvl1,
-        "weights": config.weights or None,
-        "progress": progress,
-    }
-    if not config.camera_motion:
-        flow = optical_flow(frames, **options)
-        return FlowBlock(flow, np.tile(np.eye(3), (count, 1, 1)), 0)
-    found = flow_and_camera(frames, detector=config.detector, surf=config.surf, **options)
-    cameras = found.camera.homographies.cpu().numpy()
-    return FlowBlock(found.flow, cameras, count - int(found.camera.ok.sum()))
-
-
-def _track(
-    config: TrackConfig,
-    flows: torch.Tensor,
-    starts: range,
-    pairs: int,
-    cameras: NDArray[np.float64],
-    still: int,
-) -> _Found:
-    """Tracks from `starts`, whose first pair is the first of `flows`."""
-    height, width = flows.shape[-2:]
-    if height <= config.grid / 2 or width <= config.grid / 2:
-        raise VideoError(f"frames of {width}x{height} px hold no point of a grid of {config.grid}")
-    length, stride = config.length, config.flow_stride
-    raw = np.array(starts, dtype=np.int64).reshape(-1, 1) + np.arange(length) * stride
-    # Steps past the video's end read a field that stands still.
-    beyond = raw >= pairs
-    steps = np.where(beyond, len(flows), raw - starts.start).astype(np.int32)
-    padded = torch.cat([flows, flows.new_zeros((1, 2, height, width))])
-    if not len(steps):
-        shape = trajectories(padded[:1], steps=np.zeros((1, 0), np.int32), grid=config.grid)
-        gy, gx = shape.points.shape[1:3]
-        moves = np.empty((0, length, gy, gx, 2), np.float32)
-        return _Found(moves, np.empty((0, gy, gx), np.uint8), cameras, still, (height, width))
-    found = trajectories(
-        padded,
-        steps=torch.from_numpy(steps),
-        grid=config.grid,
-        bound=config.bound,
-        median=config.median,
-        sampling=config.sampling,
-    )
-    points = found.points.cpu().numpy()  # [n, Gy, Gx, L+1, 2]
-    extent = np.array([width, height], np.float32)
-    inside = ((points > 0) & (points < extent)).all(-1)
-    # Steps until the first point outside: all of them where there is none.
-    in_view = np.where(inside.all(-1), length, inside.argmin(-1) - 1).clip(0).astype(np.uint8)
-    not_finite = inside.all(-1) & ~found.visible.cpu().numpy()
-    real = (~beyond).sum(1).astype(np.uint8)[:, None, None]
-    in_view = np.minimum(in_view, real)
-    in_view[not_finite] = NOT_FINITE
-    moves = found.displacements.cpu().numpy().transpose(0, 3, 1, 2, 4)
-    return _Found(np.ascontiguousarray(moves), in_view, cameras, still, (height, width))
 
 
 def digest_of(path: str | os.PathLike[str]) -> str:

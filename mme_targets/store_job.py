@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .ahead import Ahead
 from .store import Record, Store, StoreError
 from .store_config import TrackConfig
-from .store_extract import Seconds, extract_video, extracted
+from .store_extract import Writing, begin_frames, extracted, open_video, several
 from .store_locks import Writer
+from .store_tracks import Frames, Seconds
 from .video import VideoError
 
 __all__ = ["ExtractJob", "Item", "Report", "records"]
+
+
+UNUSABLE = (VideoError, ValueError, FileNotFoundError)
+"""What is one video's own trouble."""
 
 
 class Item(NamedTuple):
@@ -171,15 +179,36 @@ class ExtractJob:
                 work.rmdir()
         return report
 
-    def settle(
+    def settle(self, store: Store, item: Item) -> Record:
+        """Extract one video, or take over its entry, or say why it cannot be."""
+        return next(self._one_by_one(store, [item], None, Seconds()))
+
+    def _one_by_one(
         self,
         store: Store,
-        item: Item,
-        pairs: Callable[[int], Any] | None = None,
-        seconds: Seconds | None = None,
-    ) -> Record:
-        """Extract one video, or take over its entry, or say why it cannot be."""
-        seconds = Seconds() if seconds is None else seconds
+        todo: list[Item],
+        pairs: Callable[[int], Any] | None,
+        seconds: Seconds,
+    ) -> Iterator[Record]:
+        """Each video is opened while the one before it is solved, and written while the next is."""
+        threaded = several(self.device)
+        opened: Iterable[tuple[Item, Record | Frames | Exception]] = (
+            (item, self._open_one(store, item, threaded)) for item in todo
+        )
+        with Writing(threaded) as writing, ExitStack() as open_ones:
+            if threaded:
+                opened = open_ones.enter_context(Ahead(opened))
+            begun: deque[tuple[Item, Future[Record]]] = deque()
+            for item, found in opened:
+                begun.append((item, self._begin(store, item, found, writing, pairs, seconds)))
+                while len(begun) > 1 or (begun and begun[0][1].done()):
+                    yield self._ended(store, *begun.popleft())
+            while begun:
+                yield self._ended(store, *begun.popleft())
+            seconds.mark("write")
+
+    def _open_one(self, store: Store, item: Item, ahead: bool) -> Record | Frames | Exception:
+        """A video's record if it has an entry that is whole; its frames; or what is wrong."""
         with suppress(KeyError, StoreError, OSError):
             record = extracted(store, item.name)
             if record.source_bytes == os.path.getsize(item.path) and not damage(store, item.name):
@@ -191,21 +220,44 @@ class ExtractJob:
                 return import_video(
                     store, self.config, item.name, item.path, self.have, bound=self.bound
                 )
-            return extract_video(
-                store, self.config, item.name, item.path,
-                device=self.device, progress=pairs, seconds=seconds,
-            )  # fmt: skip
-        except (VideoError, ValueError, FileNotFoundError) as error:
+            frames = open_video(item.path, self.config.short_side)
+            return frames.ahead() if ahead else frames
+        except UNUSABLE as error:
+            return error
+
+    def _begin(
+        self,
+        store: Store,
+        item: Item,
+        found: Record | Frames | Exception,
+        writing: Writing,
+        pairs: Callable[[int], Any] | None,
+        seconds: Seconds,
+    ) -> Future[Record]:
+        """A video's record to come."""
+        ended: Future[Record] = Future()
+        if isinstance(found, Frames):
+            try:
+                return begin_frames(
+                    store, self.config, item.name, found, writing,
+                    device=self.device, progress=pairs, seconds=seconds,
+                )  # fmt: skip
+            except UNUSABLE as error:
+                found = error
+        if isinstance(found, Record):
+            ended.set_result(found)
+        else:
+            ended.set_exception(found)
+        return ended
+
+    def _ended(self, store: Store, item: Item, future: Future[Record]) -> Record:
+        try:
+            return future.result()
+        except UNUSABLE as error:
             store.file(item.name).unlink(missing_ok=True)
             # Without the path, which differs where the same list lies elsewhere.
             reason = " ".join(str(error).removeprefix(f"{item.path}: ").split())
             return Record(item.name, reason=reason or type(error).__name__)
-
-    def _one_by_one(
-        self, store: Store, todo: list[Item], pairs: Callable[[int], Any], seconds: Seconds
-    ) -> Iterator[Record]:
-        for item in todo:
-            yield self.settle(store, item, pairs, seconds)
 
     def _mine(self) -> list[Item]:
         return self.items[self.shard[0] :: self.shard[1]]
