@@ -60,9 +60,16 @@ class Writing:
     def __init__(self, threaded: bool) -> None:
         self._thread = ThreadPoolExecutor(1, "write") if threaded else None
         self._waiting: deque[Future[Any]] = deque()
+        self._failed: OSError | None = None
 
     def call(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Call it after those before; waits while too many do."""
+        """Call it after those before; waits while too many do.
+
+        Raises
+        ------
+        OSError
+            If one before it could not write: what follows is not called then.
+        """
         if self._thread is None:
             done: Future[T] = Future()
             try:
@@ -72,8 +79,20 @@ class Writing:
             return done
         while len(self._waiting) >= self.WAITING:
             wait([self._waiting.popleft()])
-        self._waiting.append(self._thread.submit(function, *args))
+        if self._failed is not None:
+            raise self._failed
+        self._waiting.append(self._thread.submit(self._made, function, *args))
         return self._waiting[-1]
+
+    def _made(self, function: Callable[..., T], *args: Any) -> T:
+        if self._failed is not None:
+            raise self._failed
+        try:
+            return function(*args)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # of the video, which is gone
+                self._failed = error
+            raise
 
     def __enter__(self) -> Writing:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ __all__ = ["EntryWriter"]
 
 LEVEL = 15
 """zstd's, of what is not entropy-coded already."""
+_SETTING = threading.Lock()
+"""Held while zarr describes something: how it lays that out is a setting of the whole process."""
 _STAMP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -43,7 +46,8 @@ class EntryWriter:
         self._layout = Layout(config.flow_stride, config.grid, config.step, gy, gx)
         self._field = (config.length, gy, gx, 2)
         self._memory = MemoryStore()
-        self._group: Any = zarr.create_group(self._memory, zarr_format=3)
+        with _SETTING:
+            self._group: Any = zarr.create_group(self._memory, zarr_format=3)
         counts = {
             "blocks": -(-self.rows // BLOCK),
             "in_view": frames,
@@ -66,7 +70,7 @@ class EntryWriter:
 
         array = arrays(self._layout.gy, self._layout.gx, chunk)[name]
         # What describes an array would else be the larger part of what a short video takes.
-        with zarr.config.set({"json_indent": None}):
+        with _SETTING, zarr.config.set({"json_indent": None}):
             return self._group.create_array(
                 name,
                 shape=(count, *array.shape),
@@ -160,7 +164,7 @@ class EntryWriter:
         chunk = rows_chunk(len(rows))
         self._array("rows", len(rows), chunk)[:] = rows
         height, width = self.size
-        self._group.attrs["mme_tracks"] = {
+        described = {
             "format": FORMAT,
             "frames": self.frames,
             "height": height,
@@ -169,6 +173,8 @@ class EntryWriter:
             "config": self.config.described(),
             **about,
         }
+        with _SETTING:
+            self._group.attrs["mme_tracks"] = described
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:
             for key, value in sorted(self._memory._store_dict.items()):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from stores import CONFIG, LINE, tree
@@ -110,7 +109,7 @@ def test_on_ray_with_a_worker_killed(
     from mme_targets.store_ray import on_ray
 
     class Killed(ExtractJob):
-        def settle(self, store: Store, item: Item, *_: Any) -> Record:
+        def settle(self, store: Store, item: Item) -> Record:
             mark = self.out.parent / "killed"
             if item.name == "b.mp4" and not mark.exists():
                 mark.touch()

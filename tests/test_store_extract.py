@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import pytest
 import torch
 from stores import CONFIG, COUNTS, tree
 
-from mme_targets import optical_flow, trajectories
+from mme_targets import optical_flow, store_tracks, store_writer, trajectories
+from mme_targets.files import atomic_path
 from mme_targets.ops.camera_motion import flow_and_camera
 from mme_targets.store import Store, StoreError
 from mme_targets.store_entry import NOT_FINITE
@@ -75,11 +78,10 @@ def test_there_is_one_start_a_frame(store_whole: Path, name: str) -> None:
 
 
 def test_tracks_of_flow_that_is_not_finite_are_marked(tmp_path: Path) -> None:
-    from mme_targets import store_extract
 
     flows = torch.zeros(6, 2, 40, 40)
     flows[2, :, 10:14, 10:14] = torch.nan
-    found = store_extract._track(CONFIG, flows, range(0, 7), 6, np.empty((0, 3, 3)), 0)
+    found = store_tracks._track(CONFIG, flows, range(0, 7), 6, np.empty((0, 3, 3)), 0)
     assert (found.in_view[0] == NOT_FINITE).sum() == 1
     assert found.in_view[0, 1, 1] == NOT_FINITE
     assert found.in_view[6].max() == 0
@@ -118,11 +120,12 @@ def test_a_file_that_changes_meanwhile_fails(
 # --- the list -------------------------------------------------------------------------------------
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, torch
 from mme_targets.store import TrackConfig
 from mme_targets.store_job import ExtractJob, Item, _Journal
 
-out, *paths = sys.argv[1:]
+threads, out, *paths = sys.argv[1:]
+torch.set_num_threads(int(threads))
 config = TrackConfig(flow="dis", camera_motion=False, length=4)
 items = [Item(os.path.basename(p), p) for p in paths]
 write = _Journal.write
@@ -161,19 +164,23 @@ print(report.made, report.pairs, report.done, report.left)
 """
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 def test_killed_three_times_it_is_the_same_store(
-    store_items: list[Item], store_whole: Path, tmp_path: Path
+    store_items: list[Item], store_whole: Path, tmp_path: Path, threads: int
 ) -> None:
     """In a video, before its line in the journal, and in the middle of that line."""
     out = tmp_path / "store"
-    line = [sys.executable, "-c", textwrap.dedent(KILLED), str(out), *(i.path for i in store_items)]
+    line = [sys.executable, "-c", textwrap.dedent(KILLED), str(threads), str(out)]
+    line += [item.path for item in store_items]
     ran = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     first, last = ran.stdout.splitlines()
     assert "settled-0-of-1.jsonl" in first
     made, pairs, done, left = map(int, last.split())
-    assert (made, done, left) == (3, 4, 0)
-    assert pairs == 17, "of b.mp4, killed while its line was written, nothing is computed again"
+    assert (done, left) == (4, 0)
+    if threads == 1:
+        assert made == 3
+        assert pairs == 17, "of b.mp4, killed while its line was written, nothing is computed again"
     assert tree(out) == tree(store_whole)
 
 
@@ -265,15 +272,17 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     store_items: list[Item], store_whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "store"
-    fsync, calls = os.fsync, [0]
+    calls = [0]
 
-    def full(file: int) -> None:
-        calls[0] += 1
-        if calls[0] == 3:  # of the second entry; the journal's line comes between
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(file)
+    @contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        with atomic_path(path) as beside:
+            yield beside
+            calls[0] += 1
+            if calls[0] == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(store_writer, "atomic_path", full)
     with pytest.raises(OSError, match="No space left"):
         ExtractJob(out, CONFIG, store_items).run()
     assert len(list(Store(out).files())) == 1
