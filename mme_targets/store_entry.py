@@ -194,13 +194,17 @@ class Entry:
             out[reads.missing] = 0
         if len(reads.rows):
             rows = reads.rows + least
-            blocks, block = _distinct(rows // BLOCK)
+            block = rows // BLOCK
+            if block[0] == block[-1]:  # of one shard, as most clips are
+                blocks, block = block[:1], np.zeros_like(block)
+            else:
+                blocks, block = _distinct(block)
             heads = self._shards.gather("blocks", blocks.tolist())[:-1]
             begins = np.zeros((len(blocks), BLOCK + 1), np.int64)
             begins[:, 1:] = heads[:, CONTEXTS : CONTEXTS + 2].reshape(-1, 2 * BLOCK).view("<u4")
             begins += np.ascontiguousarray(heads[:, CONTEXTS + 2, :4]).view("<i8")
             place = block * (BLOCK + 1) + rows % BLOCK
-            spans = begins.ravel()[np.stack([place, place + 1])]
+            spans = np.stack([begins.ravel()[place], begins.ravel()[place + 1]])
             if (spans[0] > spans[1]).any() or spans[0].min() < 0:
                 raise StoreError(f"{self.path} is damaged: a row ends before it begins")
             data, spans = self._bytes(spans)
