@@ -3,86 +3,46 @@
 from __future__ import annotations
 
 import os
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from mme_targets.cli import add_constants, build_config, progress_bar
-from mme_targets.store import Record, Store
+from mme_targets import TargetConfig
+from mme_targets.cli import NESTED, build_config, progress_bar
+from mme_targets.store import Record, Store, StoreError
 from mme_targets.store_config import TrackConfig
-from mme_targets.store_job import ExtractJob, Item, Report
+from mme_targets.store_estimate import estimate
+from mme_targets.store_job import ExtractJob, Item, Report, records
+from mme_targets.store_tools import (
+    Summary,
+    finished,
+    merge,
+    size_text,
+    summary,
+    unsettled,
+    verify,
+)
 
 from .recipe import ClipConfig
+from .store_options import add_extract, add_store
+from .track_options import apart, extract_option, plain
 
 __all__ = ["add_extract", "add_store", "run_extract", "run_store"]
 
-CONSTANTS = (
-    *("flow", "weights", "camera_motion", "detector", "bound", "stride", "interpolate"),
-    *("length", "grid", "median", "sampling"),
+SHOWN = 20
+"""Videos that are named one by one."""
+UNFINISHED = (
+    "not known to be complete: extraction is not through, training fills it, or it was merged of "
+    "such"
 )
-
-
-def _add_list(parser: Any) -> None:
-    parser.add_argument("--format", type=str, default="auto", metavar="NAME",
-                        help="of the list: auto, csv, ucf101, hmdb51, ssv2, paths")  # fmt: skip
-    parser.add_argument("--root", type=str, default="", metavar="DIR",
-                        help="folder that the list's paths are relative to")  # fmt: skip
-    parser.add_argument("--short_side", type=int, default=0, metavar="N",
-                        help="resize videos to this short side, px; 0 keeps them")  # fmt: skip
-    parser.add_argument("--step", type=float, default=0.125, metavar="PX",
-                        help="displacements are rounded to multiples of this")  # fmt: skip
-    parser.add_argument("--preset", type=typing.Optional[str], default=None, metavar="NAME",  # noqa: UP045
-                        help="constants to start from: paper, kinetics400, ssv2")  # fmt: skip
-    parser.add_argument("--config", type=typing.Optional[str], default=None, metavar="FILE",  # noqa: UP045
-                        help="a YAML or JSON file of constants to start from")  # fmt: skip
-    parser.add_argument("--device", type=str, default="", metavar="NAME",
-                        help="cpu, cuda or cuda:N; empty: a GPU if there is one")  # fmt: skip
-    add_constants(parser, CONSTANTS)
-
-
-def add_extract(parser: Any) -> None:
-    """Arguments of `mme extract`."""
-    parser.add_argument("list", type=str, metavar="LIST", help="a list, a folder, or a video")
-    parser.add_argument("--out", type=str, required=True, metavar="STORE", help="folder to fill")
-    parser.add_argument("--shard", type=str, default="0/1", metavar="I/N",
-                        help="every Nth video from the Ith on, from 0: one part of a job "
-                        "array")  # fmt: skip
-    parser.add_argument("--dry_run", type=bool, nargs="?", const=True, default=False,
-                        help="say what is left and what it will take, and do nothing")  # fmt: skip
-    parser.add_argument("--retry", type=bool, nargs="?", const=True, default=False,
-                        help="try those again that failed before")  # fmt: skip
-    parser.add_argument("--have", type=str, default="", metavar="DIR",
-                        help="take in what others computed: NAME.gz, NAME.npz or a folder NAME of "
-                        ".flo, flow_x/flow_y pictures or videos, for each video; the constants "
-                        "below are to say what it is")  # fmt: skip
-    parser.add_argument("--byte_bound", type=float, default=20.0, metavar="PX",
-                        help="with --have: what 255 stands for in flow as bytes")  # fmt: skip
-    parser.add_argument("--ray", type=str, default="", metavar="ADDRESS",
-                        help="spread over a Ray cluster; local: this machine")  # fmt: skip
-    _add_list(parser)
-
-
-def add_store(parser: Any) -> None:
-    """Arguments of `mme store`."""
-    parser.add_argument("action", type=typing.Literal["info", "verify", "merge"],
-                        metavar="info|verify|merge",
-                        help="say what it holds; read all of it and say what is wrong; make one "
-                        "of several")  # fmt: skip
-    parser.add_argument("stores", type=str, nargs="+", metavar="STORE",
-                        help="the store; for merge, the new one and those to take in")  # fmt: skip
-    parser.add_argument("--list", type=str, default="", metavar="LIST",
-                        help="verify: the videos that it is of, compared as well")  # fmt: skip
-    parser.add_argument("--sample", type=int, default=0, metavar="N",
-                        help="verify: extract so many of them anew and compare; needs "
-                        "--list")  # fmt: skip
-    _add_list(parser)
 
 
 def items_of(spec: str, args: Any) -> list[Item]:
     """The videos of a list, a folder or a file."""
     from .sources import VideoSource, open_source
 
-    source = open_source(spec, ClipConfig(format=args.format, root=args.root), held_out=False)
+    clips = ClipConfig(format=args.format, root=args.root or "")
+    source = open_source(spec, clips, held_out=False)
     if not isinstance(source, VideoSource):
         raise ValueError(f"{spec!r} names no video files; tracks are extracted of files")
     return [Item(source.name(i), source.path(i)) for i in range(len(source))]
@@ -97,7 +57,7 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(i) + int(n) * rank, int(n) * world
 
 
-def device_of(name: str) -> str:
+def device_of(name: str | None) -> str:
     """The device asked for, or the GPU of this process, or the CPU."""
     import torch
 
@@ -108,9 +68,32 @@ def device_of(name: str) -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % torch.cuda.device_count()}"
 
 
-def config_of(args: Any) -> TrackConfig:
-    """The tracks that the command line asks for."""
-    return TrackConfig.of(build_config(args), short_side=args.short_side, step=args.step)
+def config_of(args: Any, held: TrackConfig | None = None) -> TrackConfig:
+    """The tracks that the command line asks for.
+
+    Parameters
+    ----------
+    held : what is not given is taken from it; by default the paper's.
+    """
+    given = args.as_dict()
+    short_side, step = given["short_side"], given["step"]
+    if held is None or given["preset"] or given["config"]:
+        usual = held or TrackConfig()
+        return TrackConfig.of(
+            build_config(args),
+            short_side=usual.short_side if short_side is None else short_side,
+            step=usual.step if step is None else step,
+        )
+    changes = {name: given[name] for name in held.to_dict() if given.get(name) is not None}
+    for name in NESTED:
+        inner = {key: value for key, value in given[name].items() if value is not None}
+        changes[name] = getattr(held, name).replace(**inner)
+    every, stride = given["interpolate"], given["stride"]
+    if every is None:
+        every = held.flow_stride == 1
+    usual_stride = held.flow_stride if held.flow_stride > 1 else TargetConfig().stride
+    changes["flow_stride"] = 1 if every else stride or usual_stride
+    return held.replace(**changes)
 
 
 def run_extract(args: Any) -> int:
@@ -118,14 +101,16 @@ def run_extract(args: Any) -> int:
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    config = config_of(args)
+    _agree(args.out, config)
     job = ExtractJob(
         args.out,
-        config_of(args),
+        config,
         items_of(args.list, args),
         shard=shard_of(args.shard),
         device=device_of(args.device),
         retry=args.retry,
-        have=args.have,
+        have=args.have or "",
         bound=args.byte_bound,
     )
     if args.dry_run:
@@ -138,22 +123,49 @@ def run_extract(args: Any) -> int:
     left = len(job.left())
     with _progress(left) as (pairs, video):
         report = job.run(pairs=pairs, video=video, many=many)
-    _say(report, args.out, console)
+    _say(report, args, console)
     return 0 if not report.failed else 3
 
 
-def _dry_run(job: ExtractJob, console: Any) -> int:
-    from mme_targets.store_tools import estimate
+def _agree(out: str, config: TrackConfig) -> None:
+    """Refuse, before the work, what cannot become a store, and one that was made otherwise."""
+    config.described()  # fails where the weights are missing
+    Store.check_place(out)
+    if not (Path(out) / "zarr.json").is_file():
+        return
+    store = Store(out)
+    found = apart(store.config, config)
+    if found:
+        lines = [one.sides("asked for") for one in found]
+        options = " ".join(one.to_held(extract_option) for one in found)
+        raise StoreError(
+            f"{store.path} was made with other constants: {'; '.join(lines)}: pass {options}, or "
+            "name another --out"
+        )
 
+
+def _dry_run(job: ExtractJob, console: Any) -> int:
     left = job.left()
-    console.print(f"{len(job.items)} videos in the list, {len(left)} left in this part")
+    part = f" in part {job.shard[0]}/{job.shard[1]}" if job.shard[1] > 1 else ""
+    console.print(f"{_videos(len(job.items))} in the list, {len(left)} left{part}")
+    if (job.out / "zarr.json").is_file() and not job.retry:
+        known = records(Store(job.out))
+        failed = [i for i in job.items if i.name in known and not known[i.name].done]
+        if failed:
+            console.print(f"{_videos(len(failed))} failed before: --retry tries them again")
     if not left:
         return 0
     found = estimate(job.config, left, device=job.device)
+    if found.unreadable:
+        console.print(
+            f"{len(found.unreadable)} of the {found.looked_at} videos looked at cannot be read:"
+        )
+    for name, reason in found.unreadable:
+        console.print(f"  {name}: {reason}")
     console.print(
-        f"about {found.frames:,} frames ({found.unreadable:.0%} of the videos looked at cannot be "
-        f"read): {_duration(found.seconds)} for one process like this one, "
-        f"{found.bytes / 2**20:,.1f} MiB on disk"
+        f"about {found.frames:,} frames: {_duration(found.seconds)} for one process like this one, "
+        f"{size_text(found.bytes)} on disk"
+        + (" (were flow computed; with --have it takes less time)" if job.have else "")
     )
     return 0
 
@@ -164,11 +176,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def _say(report: Report, out: str, console: Any) -> None:
-    for name, reason in report.failed[:20]:
-        console.print(f"  failed: {name}: {reason}", style="red")
-    if len(report.failed) > 20:
-        console.print(f"  and {len(report.failed) - 20} more; the index lists them", style="red")
+def _videos(count: int) -> str:
+    return f"{count:,} video" + "s" * (count != 1)
+
+
+def _say(report: Report, args: Any, console: Any) -> None:
+    _failures(report.failed, console)
+    if report.failed and not args.retry:
+        console.print("  --retry tries them again")
     spent = report.seconds
     total = spent.decode + spent.flow + spent.track + spent.write
     if report.pairs and total > 0:
@@ -178,9 +193,18 @@ def _say(report: Report, out: str, console: Any) -> None:
             f"{spent.track / total:.0%} tracking, {spent.write / total:.0%} writing"
         )
     console.print(
-        f"{report.made} videos extracted ({report.bytes / 2**20:.1f} MiB), {report.done} done, "
-        f"{len(report.failed)} failed, {report.left} left -> {out}"
+        f"{_videos(report.made)} extracted ({size_text(report.bytes)}); of the list {report.done} "
+        f"done, {len(report.failed)} failed, {report.left} left"
+        + " to other parts" * (report.left > 0)
+        + f" -> {args.out}"
     )
+
+
+def _failures(failed: Sequence[tuple[str, str]], console: Any) -> None:
+    for name, reason in failed[:SHOWN]:
+        console.print(f"  failed: {name}: {reason}", style="red")
+    if len(failed) > SHOWN:
+        console.print(f"  and {len(failed) - SHOWN} more; the index lists them", style="red")
 
 
 class _progress:
@@ -208,13 +232,15 @@ class _progress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self.bar.start()
+        if self.videos:
+            self.bar.start()
         self.task = self.bar.add_task("", total=self.videos, rates="")
         self.pairs = self.bytes = 0
         return self._pairs, self._video
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.videos:
+            self.bar.stop()
 
     def _pairs(self, count: int) -> None:
         self.pairs += count
@@ -231,7 +257,7 @@ class _progress:
         self.bar.update(
             self.task,
             rates=f"{task.completed / spent:.2f} videos/s, {self.pairs / spent:.1f} pairs/s, "
-            f"{self.bytes / 2**20:.1f} MiB",
+            f"{size_text(self.bytes)}",
         )
 
 
@@ -239,61 +265,128 @@ def run_store(args: Any) -> int:
     """`mme store`."""
     from rich.console import Console
 
-    from mme_targets.store_tools import merge
-
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    if args.action == "merge":
+    action, args = args.action, args[args.action]
+    if action == "merge":
         if len(args.stores) < 2:
             raise ValueError("merge needs the new store and at least one to take in")
-        store = merge(args.stores[0], args.stores[1:])
-        return _info(store, console)
+        return _merge(args, console)
     if len(args.stores) != 1:
-        raise ValueError(f"{args.action} takes one store, {len(args.stores)} are given")
+        raise ValueError(f"{action} takes one store, {len(args.stores)} are given")
     store = Store(args.stores[0])
-    return _info(store, console) if args.action == "info" else _verify(store, args, console)
-
-
-def _info(store: Store, console: Any) -> int:
-    from mme_targets.store_tools import summary
-
-    found = summary(store)
-    console.print(f"{store.path}: format {store.about['format']}, "
-                  + ("complete" if found.complete else
-                     "extraction is not through, or training fills it"))  # fmt: skip
-    console.print(f"  {found.done} videos, {found.frames:,} frames, {found.bytes / 2**20:,.1f} MiB")
-    if found.seconds:
-        console.print(f"  {found.bytes / found.seconds / 1000:,.1f} kB per second of video")
-    for name, value in store.config.items():
-        if not isinstance(value, dict):
-            console.print(f"  {name} {value}")
-    by = [f"{name} {version}" for name, version in store.about["versions"].items()]
-    by += [f"commit {store.about['commit'][:12]}"] if store.about["commit"] else []
-    console.print(f"  made by {', '.join(by)}")
-    for record in found.failed[:20]:
-        console.print(f"  failed: {record.name}: {record.reason}")
-    if len(found.failed) > 20:
-        console.print(f"  and {len(found.failed) - 20} more")
+    if action == "verify":
+        return _verify(store, args, console)
+    _info(store, console)
     return 0
 
 
-def _verify(store: Store, args: Any, console: Any) -> int:
-    from mme_targets.store_tools import summary, verify
+def _merge(args: Any, console: Any) -> int:
+    out, *parts = args.stores
+    names = [item.name for item in items_of(args.list, args)] if args.list else None
+    there = [out] * (Path(out) / "zarr.json").is_file()
+    left = unsettled([Store(path) for path in (*there, *parts)])
+    store = merge(out, parts, names=names)
+    failed = _info(store, console).failed
+    if finished(store):
+        return 3 if failed else 0
+    if names is not None:
+        known = records(store)
+        absent = [name for name in names if name not in known]
+        for name in absent[:SHOWN]:
+            console.print(f"  left: {name}")
+        console.print(f"{_videos(len(absent))} of {args.list} left: mme extract {args.list} "
+                      f"--out {out} goes on with them")  # fmt: skip
+        return 3
+    for line in left:
+        console.print(f"  {line}")
+    console.print(
+        "whether these are all videos of the list, and how those left are called, is not known "
+        f"here: --list LIST says it, and mme extract LIST --out {out} goes on with what is left"
+    )
+    return 3 if failed or left else 0
 
-    held = summary(store)
+
+def _info(store: Store, console: Any) -> Summary:
+    found = summary(store)
+    if not found.complete:
+        state = UNFINISHED
+    else:
+        state = f"complete but for {len(found.failed)} that failed" if found.failed else "complete"
+    console.print(f"{store.path}: format {store.about['format']}, {state}")
+    console.print(f"  {_videos(found.done)}, {found.frames:,} frames, {size_text(found.bytes)}"
+                  + f"; {len(found.failed)} failed" * bool(found.failed))  # fmt: skip
+    if found.seconds:
+        console.print(f"  {size_text(found.bytes / found.seconds)} per second of video")
+    for name, value in store.config.items():
+        if not isinstance(value, dict):
+            console.print(f"  {name} {plain(value)}")
+    by = [f"{name} {version}" for name, version in store.about["versions"].items()]
+    by += [f"commit {store.about['commit'][:12]}"] if store.about["commit"] else []
+    console.print(f"  made by {', '.join(by)}")
+    _failures([(record.name, record.reason) for record in found.failed], console)
+    return found
+
+
+def _verify(store: Store, args: Any, console: Any) -> int:
+    config = _own(store, args)
+    if args.sample > 0 and not args.list:
+        raise ValueError("--sample needs --list: a store does not say where its videos are")
     sources = {i.name: i.path for i in items_of(args.list, args)} if args.list else None
-    config = config_of(args) if args.sample else None
-    with progress_bar("verify", held.done + args.sample, "videos") as advance:
+    device = device_of(args.device)
+    if args.sample:
+        console.print(f"--sample computes on {device}; a store does not say on which device it was "
+                      "made, and another (--device) may round some values otherwise")  # fmt: skip
+    held, read = summary(store), 0
+    with progress_bar("verify", held.done + min(args.sample, held.done), "videos") as advance:
+
+        def progress(count: int) -> None:
+            nonlocal read
+            read += count
+            advance(count)
+
         wrong = verify(
             store,
             sources=sources,
-            config=config,
+            config=config if args.sample else None,
             sample=args.sample,
-            device=device_of(args.device),
-            progress=advance,
+            device=device,
+            progress=progress,
         )
     for line in wrong:
         console.print(f"  wrong: {line}")
-    compared = f", {args.sample} computed again" if args.sample else ""
-    console.print(f"{held.done} videos, {held.frames:,} starts read{compared}: "
-                  + (f"{len(wrong)} wrong" if wrong else "all as they should be"))  # fmt: skip
+    if not held.complete:
+        console.print(f"  {UNFINISHED}" + "; --list says what is left" * (not args.list))
+    compared = f", {read - held.done} computed again" if args.sample else ""
+    failed = f", {len(held.failed)} failed" * bool(held.failed)
+    console.print(f"{_videos(held.done)}{failed}, {held.frames:,} frames, {size_text(held.bytes)} "
+                  f"read{compared}: " + (f"{len(wrong)} wrong" if wrong else "all as they should "
+                  "be"))  # fmt: skip
     return 1 if wrong else 0
+
+
+def _own(store: Store, args: Any) -> TrackConfig:
+    """What a store says that it was made with, RAFT's weights from the command line.
+
+    Raises
+    ------
+    ValueError
+        If options say otherwise, or the weights are needed and not given.
+    """
+    held = TrackConfig.of_described(store.config, args.weights or "")
+    asked = config_of(args, held)
+    if held.flow == asked.flow == "raft" and not args.weights:
+        if args.sample:
+            raise ValueError(
+                f"{store.path} was made with RAFT and has the digest of its weights alone: "
+                "--sample needs the file, --weights FILE"
+            )
+        return held
+    weights = {name: value for name, value in store.config.items() if name == "weights"}
+    found = apart({**held.described(), **weights}, asked)
+    if found:
+        lines = [one.sides("on the command line") for one in found]
+        raise StoreError(
+            f"{store.path} was made with other constants: {'; '.join(lines)}; leave these options "
+            "out, for it says itself what it was made with"
+        )
+    return asked

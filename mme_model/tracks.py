@@ -9,6 +9,7 @@ the store (half a step) and the interpolation between its points.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from mme_targets import ClipPlan, MotionTargets
 from mme_targets.demux import VideoError
 from mme_targets.region import to_frame
 from mme_targets.store import Store
-from mme_targets.store_config import TrackConfig, differences
+from mme_targets.store_config import TrackConfig
 from mme_targets.store_entry import Entry, StoreError
 from mme_targets.store_extract import BLOCK, Frames, extract_frames, extract_video
 from mme_targets.store_read import read_tracks
@@ -25,6 +26,7 @@ from mme_targets.store_read import read_tracks
 from .inline import source_tokens
 from .recipe import Recipe
 from .sources import Source
+from .track_options import Apart, apart, extract_option, recipe_option
 
 __all__ = ["ClipTracks", "StoredSource", "stored_only", "track_config"]
 
@@ -40,21 +42,37 @@ def open_tracks(recipe: Recipe) -> Store:
     Raises
     ------
     FileNotFoundError, StoreError
-        If there is none, or its tracks are others than the recipe's; says how they differ.
+        If there is none, or its tracks are others than the recipe's; says how they differ, and
+        which options make them agree.
     """
     store = Store(recipe.tracks or recipe.cache)
-    wanted = track_config(recipe).described()
-    # The grid is that of the frame and the step its rounding: neither is the targets' business.
-    free = {"length", "grid", "step"}
-    found = differences(
-        {k: v for k, v in store.config.items() if k not in free},
-        {k: v for k, v in wanted.items() if k not in free},
-    )
-    if store.length < recipe.targets.length:
-        found.append(f"length is {store.length} there, {recipe.targets.length} here")
-    if found:
-        raise StoreError(f"{store.path} holds other tracks than the recipe: {'; '.join(found)}")
-    return store
+    # The grid is that of the frame, the step its rounding, and fewer steps than it has can be read:
+    # these are the targets' business where they are to be written alone.
+    free: set[str] = set() if recipe.cache else {"grid", "step"}
+    if recipe.tracks and store.length >= recipe.targets.length:
+        free.add("length")
+    found = apart(store.config, track_config(recipe), free=free)
+    if not found:
+        return store
+    if recipe.cache:
+        lines = [_cache_line(one) for one in found]
+        what, end = "was made with other constants than the recipe has", "; or name another --cache"
+    else:
+        lines = [_tracks_line(one) for one in found]
+        what, end = "holds other tracks than the recipe asks for", ""
+    raise StoreError(f"{store.path} {what}: {'; '.join(lines)}{end}")
+
+
+def _tracks_line(one: Apart) -> str:
+    passed, made = one.to_held(recipe_option), one.to_asked(extract_option)
+    ways = [f"pass {passed}"] * bool(passed) + [f"extract with {made}"] * bool(made)
+    return f"{one.sides('in the recipe')}: {', or '.join(ways)}"
+
+
+def _cache_line(one: Apart) -> str:
+    passed = one.to_held(recipe_option)
+    way = f": pass {passed}" if passed else ", for which it has no option: read it by --tracks"
+    return f"{one.sides('in the recipe')}{way}"
 
 
 class ClipTracks:
@@ -78,9 +96,9 @@ class ClipTracks:
         OSError, StoreError
             If it cannot be used.
         """
-        if recipe.cache:
+        if recipe.cache and not (Path(recipe.cache) / "zarr.json").is_file():
             Store.create(recipe.cache, track_config(recipe))
-        elif not recipe.tracks:
+        if not recipe.cache and not recipe.tracks:
             return None
         return cls(recipe, open_tracks(recipe), fill=bool(recipe.cache))
 

@@ -3,7 +3,8 @@
     STORE/zarr.json            format and config, as attributes of an empty Zarr group
     STORE/videos/ab/….zip      the tracks of one video (`store_entry`), by a hash of its name
     STORE/index.parquet        every video of the list: done or failed, sizes, hashes; in the list's
-                               order, written when all are settled
+                               order, written when all are settled, and of what is where stores are
+                               merged
     STORE/work/                what is under way: journals and locks; gone when all are settled
 
 Nothing in it depends on when, where, in what order or in how many goes it was made.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,11 +23,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_path
+from .files import atomic_path, check_writable
 from .store_config import TrackConfig, differences
 from .store_entry import FORMAT, Entry, StoreError
 
 __all__ = ["Entry", "Record", "Store", "StoreError", "TrackConfig"]
+
+_BEGUN = re.compile(r"\.zarr\..*")
+"""A description that another process, which makes the same store, is about to put in place."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,36 @@ class Store:
             store = cls(path)
             store.check(described)
             return store
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path} exists and is no store of tracks")
+        cls.check_place(path)
         path.mkdir(parents=True, exist_ok=True)
         about = {"format": FORMAT, "config": described, **provenance()}
         node = {"attributes": {"mme_tracks": about}, "zarr_format": 3, "node_type": "group"}
         with atomic_path(path / "zarr.json") as beside:
             beside.write_text(json.dumps(node, indent=2) + "\n")
         return cls(path)
+
+    @staticmethod
+    def check_place(path: str | os.PathLike[str]) -> None:
+        """Make sure, before the work, that a store is at `path` or can be made; makes nothing.
+
+        Raises
+        ------
+        OSError
+            Naming `path`: it is something else, or cannot be written.
+        """
+        path = near = Path(path)
+        free = path.is_dir() and all(_BEGUN.fullmatch(p.name) for p in path.iterdir())
+        # Looked for last: another process may have put it in place meanwhile.
+        if path.exists() and not free and not (path / "zarr.json").is_file():
+            raise FileExistsError(
+                f"{path} exists and is no store of tracks; name a new or an empty folder"
+            )
+        while not near.exists():
+            near = near.parent
+        try:
+            check_writable(near / "zarr.json")
+        except OSError as error:
+            raise type(error)(f"{path}: no store can be written there: {error}") from None
 
     def check(self, described: dict[str, Any]) -> None:
         """Refuse another config.
@@ -165,7 +192,7 @@ class Store:
         return entry
 
     def index(self) -> list[Record]:
-        """All settled videos in the list's order; empty where extraction is not through."""
+        """All settled videos in the list's order; empty until a first extraction is through."""
         file = self.path / "index.parquet"
         if not file.is_file():
             return []

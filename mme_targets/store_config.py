@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .config import Detector, FlowMethod, TargetConfig
 from .flow_config import SurfConfig, Tvl1Config
 from .settings import Config, ConfigError, number
 
-__all__ = ["TrackConfig", "differences"]
+__all__ = ["Difference", "TrackConfig", "compared", "differences"]
 
 _SHARED = [
     "flow",
@@ -82,12 +82,35 @@ class TrackConfig(Config):
         shared = {name: getattr(targets, name) for name in _SHARED}
         return cls(**shared, flow_stride=targets.flow_stride, short_side=short_side, step=step)
 
+    @classmethod
+    def of_described(cls, described: Mapping[str, Any], weights: str = "") -> TrackConfig:
+        """The inverse of `described`; what is not read keeps its defaults.
+
+        Parameters
+        ----------
+        weights : file of RAFT's weights, of which `described` has the digest alone.
+
+        Raises
+        ------
+        ConfigError
+            For values that this version does not know.
+        """
+        return cls.from_dict({**described, "weights": weights})
+
     def described(self) -> dict[str, Any]:
-        """Plain values of what is read alone; RAFT's weights by their content, not their place."""
+        """Plain values of what is read alone; RAFT's weights by their content, not their place.
+
+        Raises
+        ------
+        ConfigError
+            If `flow` is "raft" and `weights` names no file.
+        """
         values = self.to_dict()
         if self.flow != "tvl1":
             del values["tvl1"]
         if self.flow == "raft":
+            if not Path(self.weights).is_file():
+                self._fail("weights", "must be the file of RAFT's weights, for flow 'raft'")
             digest = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
             values["weights"] = f"sha256:{digest}"
         else:
@@ -99,17 +122,41 @@ class TrackConfig(Config):
         return values
 
 
-def differences(held: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two described configs differ: "bound is 20 there, 10 here"."""
-    if held == asked:
-        return []
+class Difference(NamedTuple):
+    """A value in which two described configs differ.
+
+    Attributes
+    ----------
+    name : with dots, as in "tvl1.warps".
+    held, asked : its two values; None on the side that does not read it.
+    """
+
+    name: str
+    held: Any
+    asked: Any
+
+
+def compared(
+    held: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = ""
+) -> list[Difference]:
+    """Where two described configs differ."""
     found = []
     for name in [*held, *(n for n in asked if n not in held)]:
         a, b = held.get(name), asked.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{name}.")
-        elif a != b and (a is None or b is None):
-            found.append(f"{prefix}{name} is {'not read' if a is None else 'read'} there")
+            found += compared(a, b, f"{prefix}{name}.")
         elif a != b:
-            found.append(f"{prefix}{name} is {a!r} there, {b!r} here")
+            found.append(Difference(prefix + name, a, b))
     return found
+
+
+def differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """The same in words: "bound is 20 there, 10 here"."""
+    if held == asked:
+        return []
+    return [
+        f"{name} is {'not read' if a is None else 'read'} there"
+        if a is None or b is None
+        else f"{name} is {a!r} there, {b!r} here"
+        for name, a, b in compared(held, asked)
+    ]

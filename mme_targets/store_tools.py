@@ -1,113 +1,50 @@
-"""Looking after stores: an estimate of the work, what one holds, if it is whole, merging."""
+"""Looking after stores: what one holds, if it is whole, merging."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .files import atomic_path
 from .store import Record, Store, StoreError
 from .store_config import TrackConfig, differences
 from .store_entry import Entry
-from .store_extract import (
-    Frames,
-    digest_of,
-    extract_frames,
-    extract_video,
-    extracted,
-    read_video,
-)
-from .store_job import Item, damage, records
+from .store_extract import digest_of, extract_video, extracted
+from .store_job import damage, records
 from .store_locks import Writer
 from .video import VideoError, probe
 
-__all__ = ["Estimate", "Summary", "estimate", "merge", "summary", "verify"]
+__all__ = ["Summary", "finished", "merge", "size_text", "summary", "unsettled", "verify"]
 
 _SHOWN = 20
 """Videos of a list that are named one by one."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What extracting some videos will take.
-
-    Attributes
-    ----------
-    videos, frames : how many; frames are counted in a sample.
-    seconds : of one process, from pairs that were solved for it.
-    bytes : on disk.
-    unreadable : share of the sample that is no video.
-    """
-
-    videos: int
-    frames: int
-    seconds: float
-    bytes: int
-    unreadable: float
-
-
-def estimate(
-    config: TrackConfig, items: Sequence[Item], *, sample: int = 16, solved: int = 3, device: str
-) -> Estimate:
-    """Look at `sample` videos, evenly spread, and extract 24 frames from `solved` of them."""
-    if not items:
-        return Estimate(0, 0, 0.0, 0, 0.0)
-    some = [items[i * len(items) // sample] for i in range(sample)]
-    some = list(dict.fromkeys(some))
-    counts, read, seconds, size = [], 0, 0.0, 0
-    for item in some:
-        try:
-            info = probe(item.path)
-            counts.append(info.frames)
-            if read >= solved:
-                continue
-            whole = read_video(item.path, config.short_side)
-            count = min(whole.count, 24)
-            with tempfile.TemporaryDirectory() as folder:
-                store = Store.create(Path(folder) / "store", config)
-                begun = time.perf_counter()
-                part = Frames(count, whole.fps, _first(whole.blocks, count))
-                made = extract_frames(store, config, item.name, part, device=device)
-                # Of a video of 24 frames a third is the zip's and the shards' own description.
-                size_, took = max(made.bytes - 9000, 0), time.perf_counter() - begun
-            pairs = max(1, count - config.flow_stride)
-            seconds += took / pairs
-            size += size_ // pairs
-            read += 1
-        except (VideoError, OSError):
-            continue
-    frames = sum(counts) * len(items) // max(1, len(some))
-    return Estimate(
-        videos=len(items),
-        frames=frames,
-        seconds=frames * seconds / max(1, read),
-        bytes=frames * size // max(1, read) + 9000 * len(items),
-        unreadable=1 - len(counts) / len(some),
-    )
-
-
-def _first(blocks: Iterable[torch.Tensor], count: int) -> Iterable[torch.Tensor]:
-    left = count
-    for block in blocks:
-        yield block[:left]
-        left -= len(block)
-        if left <= 0:
-            return
+def size_text(count: float) -> str:
+    """Bytes in three digits, in powers of 1000: "812 bytes", "58.1 kB", "1.23 GB"."""
+    if count < 999.5:
+        return f"{count:.0f} byte{'' if round(count) == 1 else 's'}"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        if count < 999.5 or unit == "TB":
+            break
+    digits = 2 if count < 9.995 else 1 if count < 99.95 else 0
+    return f"{count:,.{digits}f} {unit}"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a store holds: videos with tracks, those that failed, frames, seconds, bytes."""
+    """What a store holds: videos with tracks, those that failed, frames, seconds, bytes; complete
+    where its list is settled to the end, be it that videos failed.
+    """
 
     done: int
     failed: list[Record]
@@ -140,8 +77,13 @@ def summary(store: Store) -> Summary:
         frames=sum(record.frames for record in done),
         seconds=sum(record.frames / record.fps for record in done if record.fps > 0),
         bytes=sum(record.bytes for record in done),
-        complete=(store.path / "index.parquet").is_file() and not (store.path / "work").exists(),
+        complete=finished(store),
     )
+
+
+def finished(store: Store) -> bool:
+    """Whether the list that was extracted into a store is settled to its end."""
+    return (store.path / "index.parquet").is_file() and not (store.path / "work").exists()
 
 
 def verify(
@@ -162,17 +104,40 @@ def verify(
     ----------
     sources : path of each video by name; where given, their sizes and frame counts must be those
         recorded, and none of them may be missing.
-    config : what the store was made with; needed by `sample`.
-    sample : so many videos, evenly spread, are extracted anew and compared.
-    progress : called with 1 for each video.
+    config : what the store is held to be made with, compared before anything is read; by default
+        what it says itself. RAFT's weights, of which it has but the digest, `sample` needs in it.
+    sample : so many videos, evenly spread, are extracted anew and compared; needs `sources`.
+    device : where they are. A store does not say where it was made, and another device may round
+        some values otherwise.
+    progress : called with 1 for each video that was read, and for each that was compared.
+
+    Raises
+    ------
+    StoreError
+        If the store has another config, or tracks to be compared were not computed but taken in.
+    ValueError
+        If `sample` videos cannot be extracted: no list, or none of its videos is there; no weights.
     """
-    wrong: list[str] = []
+    if config is None and sample:
+        config = TrackConfig.of_described(store.config)
+    if config is not None:
+        store.check(config.described())
+    if sample < 0:
+        raise ValueError(f"sample is {sample}; must be 0 or more")
+    if sample and sources is None:
+        raise ValueError("sample needs the list of videos, to compute them again")
     every = _held(store)
     known = [record for record in every.values() if record.done]
+    chosen = _chosen(store, known, sources, sample) if sample and sources is not None else []
+    wrong: list[str] = []
+    damaged: set[str] = set()
     for record in known:
-        wrong += [f"{record.name}: {line}" for line in _wrong(store, record)]
+        found = _wrong(store, record)
+        if found:
+            damaged.add(record.name)
         if sources is not None:
-            wrong += [f"{record.name}: {line}" for line in _moved(record, sources)]
+            found += _moved(record, sources)
+        wrong += [f"{record.name}: {line}" for line in found]
         if progress is not None:
             progress(1)
     named = {store.file(record.name) for record in known}
@@ -181,21 +146,37 @@ def verify(
     wrong += [f"{name}: is in the list, but was not extracted" for name in absent[:_SHOWN]]
     if len(absent) > _SHOWN:
         wrong.append(f"{len(absent) - _SHOWN} more are in the list, but were not extracted")
-    if sample:
-        if sources is None or config is None:
-            raise ValueError("sample needs the list of videos, to compute them again")
-        store.check(config.described())
-        there = [r for r in known if os.path.isfile(sources.get(r.name, ""))]
-        if not there:
-            raise ValueError("not one video of the store is where the list says: none to compare")
-        chosen = {i * len(there) // sample: None for i in range(sample)}
-        for place in chosen:
-            record = there[place]
-            line = _other(store, config, record, sources[record.name], device)
-            wrong += [f"{record.name}: {line}"] if line else []
-            if progress is not None:
-                progress(1)
+    for record in chosen:
+        if record.name in damaged:
+            continue
+        assert config is not None
+        assert sources is not None
+        line = _other(store, config, record, sources[record.name], device)
+        wrong += [f"{record.name}: {line}"] if line else []
+        if progress is not None:
+            progress(1)
     return wrong
+
+
+def _chosen(
+    store: Store, known: list[Record], sources: Mapping[str, str], sample: int
+) -> list[Record]:
+    """Records whose videos are to be extracted anew."""
+    there = [r for r in known if os.path.isfile(sources.get(r.name, ""))]
+    if not there:
+        raise ValueError("not one video of the store is where the list says: none to compare")
+    places = dict.fromkeys(i * len(there) // sample for i in range(sample))
+    chosen = [there[place] for place in places]
+    for record in chosen:
+        origin = ""
+        with suppress(StoreError, KeyError, OSError), store.entry(record.name) as entry:
+            origin = entry.about.get("imported", "")
+        if origin:
+            raise StoreError(
+                f"{store.path}: tracks of {record.name!r} were taken in from {origin}, not "
+                "computed here: sample cannot compare them"
+            )
+    return chosen
 
 
 def _wrong(store: Store, record: Record) -> list[str]:
@@ -258,8 +239,55 @@ def _other(store: Store, config: TrackConfig, record: Record, path: str, device:
     return f"computed again, {unlike} values differ, by up to {most * config.step:g} px"
 
 
-def merge(out: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]) -> Store:
+def unsettled(stores: Sequence[Store]) -> list[str]:
+    """What is known of videos that were left when stores were extracted, a line each.
+
+    Of a store that is not finished, and of which there is no line, this cannot be told without the
+    list: it holds one part of several, or training filled it, or it was merged of such.
+    """
+    lines: list[str] = []
+    parts: set[tuple[int, int]] = set()
+    divided = True
+    for store in (store for store in stores if not finished(store)):
+        work = store.path / "work"
+        begun = {_part(path) for path in work.glob("settled-*-of-*.jsonl")}
+        held = sorted(_part(path) for path in work.glob("writer-*-of-*.lock"))
+        if held:
+            runs = ", ".join(f"{i}/{n}" for i, n in held)
+            lines.append(f"{store.path}: the run of part {runs} was killed, or is still going on")
+        elif any(begun >= {(i, n) for i in range(n)} for _, n in begun):
+            lines.append(f"{store.path}: videos of its list are left")
+        parts |= begun
+        divided &= bool(begun)  # else it may hold parts that were merged, which leave no trace
+    for count in sorted({n for _, n in parts}) if divided else ():
+        gone = [f"{i}/{count}" for i in range(count) if (i, count) not in parts]
+        if gone:
+            lines.append(f"part {', '.join(gone)} of the list was extracted to none of the stores")
+    return lines
+
+
+def _part(path: Path) -> tuple[int, int]:
+    """I and n of the name of a journal or a lock."""
+    _, i, _, n = path.stem.split("-")
+    return int(i), int(n)
+
+
+def merge(
+    out: str | os.PathLike[str],
+    parts: Sequence[str | os.PathLike[str]],
+    *,
+    names: Sequence[str] | None = None,
+) -> Store:
     """Make one store of several; entries are copied, and those there are left.
+
+    What comes of it is finished if every part was; else its index has what is settled, and its
+    folder `work` stays, as while it is extracted: `ExtractJob` goes on with it.
+
+    Parameters
+    ----------
+    out : a new store, or one to merge into.
+    names : of all videos that there are to be, where they are known: it is finished if these are
+        settled, whatever the parts were, and its index has their order.
 
     Raises
     ------
@@ -274,10 +302,14 @@ def merge(out: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]) 
         if found:
             raise StoreError(f"{store.path} differs from {stores[0].path}: {'; '.join(found)}")
     target = _target(Path(out), stores[0])
+    whole, had = all(finished(store) for store in stores), finished(target)
+    brought: set[str] = set()
     with Writer(target.path / "work", (0, 1)):
-        known = records(target)
+        known = _held(target)
+        before = set(known)
         for store in stores:
             for name, record in _held(store).items():
+                brought.add(name)
                 held = known.get(name)
                 if held is None or (record.done and not held.done):
                     if record.done:
@@ -285,10 +317,20 @@ def merge(out: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]) 
                     known[name] = record
                 elif record.done and held.digest != record.digest:
                     raise StoreError(f"{store.path} and another hold different tracks of {name!r}")
-        target.write_index(list(known.values()))
+        if names is None:
+            # A new store, or one of these parts merged before they were finished, has no more.
+            complete = whole and (had or before <= brought)
+            complete |= had and brought <= before  # it stays as it was
+            settled = list(known.values())
+        else:
+            complete = all(name in known for name in names)
+            order = {name: place for place, name in enumerate(names)}
+            settled = [known[n] for n in sorted(known, key=lambda n: (order.get(n, len(order)), n))]
+        target.write_index(settled)
         for journal in (target.path / "work").glob("settled-*.jsonl"):
             journal.unlink()
-    shutil.rmtree(target.path / "work", ignore_errors=True)
+    if complete:
+        shutil.rmtree(target.path / "work", ignore_errors=True)
     return target
 
 
@@ -297,8 +339,7 @@ def _target(out: Path, first: Store) -> Store:
         store = Store(out)
         store.check(first.config)
         return store
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is no store of tracks")
+    Store.check_place(out)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / "zarr.json") as beside:
         shutil.copyfile(first.path / "zarr.json", beside)

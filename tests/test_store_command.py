@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +35,7 @@ def test_the_command(
     assert main(["store", "info", out]) == 0
     assert "4 videos, 66 frames" in " ".join(capsys.readouterr().out.split())
     assert main(["store", "verify", out, "--list", str(store_videos), "--sample", "2", *LINE]) == 0
-    assert "66 starts read, 2 computed again: all as they should be" in capsys.readouterr().out
+    assert "kB read, 2 computed again: all as they should be" in capsys.readouterr().out
     assert main(["store", "merge", str(tmp_path / "copy"), out]) == 0
     os.truncate(Store(out).file("a.mp4"), 50)
     assert main(["store", "verify", out]) == 1
@@ -61,6 +63,95 @@ def test_wrong_usage_says_so(
     out = tmp_path / "store"
     assert main([word.format(videos=store_videos, out=out) for word in line]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_names_what_cannot_be_read(
+    store_videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(store_videos / "d.mp4", tmp_path)
+    (tmp_path / "empty.mp4").touch()
+    listed = tmp_path / "list.txt"
+    listed.write_text("d.mp4\ngone.mp4\nempty.mp4\n")
+    line = ["extract", str(listed), "--out", str(tmp_path / "store"), *LINE]
+    assert main([*line, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 videos in the list, 3 left\n" in said
+    assert "2 of the 3 videos looked at cannot be read:" in said
+    assert "  gone.mp4: there is no such file\n  empty.mp4: the file is empty\n" in said
+    assert main(line) == 3
+    assert "--retry tries them again" in capsys.readouterr().out
+    assert main([*line, "--dry-run"]) == 0
+    assert "2 videos failed before: --retry tries them again" in capsys.readouterr().out
+    assert main(line) == 3
+    assert "0/0" not in capsys.readouterr().err, "no bar where nothing is left"
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(
+    store_videos: Path,
+    store_whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: list[str],
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    line = ["extract", str(store_videos), *LINE, *how, "--out"]
+    assert main([*line, str(tmp_path / "file" / "store")]) == 1
+    assert f"{tmp_path}/file/store: no store can be written there" in capsys.readouterr().err
+    assert main([*line, str(tmp_path / "full")]) == 1
+    assert "is no store of tracks; name a new or an empty folder" in capsys.readouterr().err
+
+    def touch(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    for out in (tmp_path / "new" / "store", store_whole):
+        assert main([*line, str(out)]) == 1
+        said = capsys.readouterr()
+        assert f"{out}: no store can be written there" in said.err
+        assert "Read-only file system" in said.err
+        assert not said.out
+    assert not (tmp_path / "new").exists()
+
+
+def test_going_on_with_other_constants_names_the_options(
+    store_videos: Path, store_whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["extract", str(store_videos), "--out", str(store_whole)]
+    assert main(line) == 1
+    assert capsys.readouterr().err == (
+        f"mme: error: {store_whole} was made with other constants: flow: dis in the store, tvl1 "
+        "asked for; camera_motion: false in the store, true asked for; length: 4 in the store, 6 "
+        "asked for: pass --flow dis --camera_motion false --length 4, or name another --out\n"
+    )
+    options = ["--flow", "dis", "--camera_motion", "false", "--length", "4"]
+    assert main([*line, *options]) == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "has", "has_not"),
+    [
+        ("info", ["STORE"], ["--list", "--tvl1.warps", "--device"]),
+        ("verify", ["--sample", "--weights", "--tvl1.warps"], []),
+        ("merge", ["NEW", "--list"], ["--sample", "--tvl1.warps", "--device"]),
+    ],
+)
+def test_each_action_has_a_help_of_its_own(
+    capsys: pytest.CaptureFixture[str], action: str, has: list[str], has_not: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["store", action, "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert f"usage: mme store {action}" in said
+    assert all(word in said for word in has)
+    assert not [word for word in has_not if word in said]
 
 
 def test_processes_of_torchrun_divide_the_list(

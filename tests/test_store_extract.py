@@ -24,10 +24,11 @@ from mme_targets.files import atomic_path
 from mme_targets.ops.camera_motion import flow_and_camera
 from mme_targets.store import Store, StoreError
 from mme_targets.store_entry import NOT_FINITE
+from mme_targets.store_estimate import estimate
 from mme_targets.store_extract import BLOCK, Frames, extract_frames, extract_video
 from mme_targets.store_job import ExtractJob, Item, records
 from mme_targets.store_locks import Writer
-from mme_targets.store_tools import estimate, merge, summary, verify
+from mme_targets.store_tools import merge, summary, verify
 from mme_targets.store_writer import EntryWriter
 from mme_targets.video import VideoError, decode
 
@@ -395,9 +396,10 @@ def test_verify_misses_what_the_list_has(store_items: list[Item], store_whole: P
 
 def test_an_estimate_is_near(store_items: list[Item], store_whole: Path) -> None:
     found = estimate(CONFIG, store_items, device="cpu", solved=4)
-    assert (found.videos, found.frames, found.unreadable) == (4, sum(COUNTS.values()), 0)
+    assert (found.videos, found.frames, found.unreadable) == (4, sum(COUNTS.values()), [])
     real = sum(r.bytes for r in Store(store_whole).index())
     assert real / 2 < found.bytes < real * 2
     assert found.seconds > 0
     bad = estimate(CONFIG, [Item("x", "/none")], device="cpu")
-    assert (bad.frames, bad.unreadable) == (0, 1)
+    assert (bad.frames, bad.bytes, bad.looked_at) == (0, 0, 1)
+    assert bad.unreadable == [("x", "there is no such file")]

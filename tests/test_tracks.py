@@ -271,18 +271,51 @@ def test_recipes_that_cannot_be_made_of_tracks(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"flow": "tvl1"}, "flow is 'dis' there, 'tvl1' here"),
-        ({"bound": 10.0}, "bound is 20.0 there, 10.0 here"),
-        ({"length": 5}, "length is 4 there, 5 here"),
-        ({"interpolate": False}, "flow_stride is 1 there, 2 here"),
+        (
+            {"flow": "tvl1"},
+            "flow: dis in the store, tvl1 in the recipe: pass --targets.flow dis, or extract with "
+            "--flow tvl1",
+        ),
+        (
+            {"bound": 10.0},
+            "bound: 20.0 in the store, 10.0 in the recipe: pass --targets.bound 20.0, or extract "
+            "with --bound 10.0",
+        ),
+        (
+            {"length": 5},
+            "length: 4 in the store, 5 in the recipe: pass --targets.length 4, or extract with "
+            "--length 5",
+        ),
+        (
+            {"interpolate": False},
+            "flow_stride: 1 in the store, 2 in the recipe: pass --targets.interpolate true, or "
+            "extract with --interpolate false --stride 2",
+        ),
     ],
 )
 def test_a_store_of_other_tracks_is_refused(
     videos: Path, store: Path, changes: dict[str, object], message: str
 ) -> None:
     recipe = recipe_of(videos, tracks=str(store), targets=changes)
-    with pytest.raises(StoreError, match=message):
+    with pytest.raises(StoreError) as error:
         ClipTracks.of(recipe)
+    assert str(error.value) == f"{store} holds other tracks than the recipe asks for: {message}"
+
+
+def test_a_cache_of_other_tracks_is_refused(videos: Path, tmp_path: Path) -> None:
+    """All of a config counts where videos are extracted into it, what no option sets too."""
+    cache = tmp_path / "cache"
+    Store.create(cache, track_config(recipe_of(videos), step=0.25))
+    recipe = recipe_of(videos, cache=str(cache), targets={"length": 3, "grid": 16})
+    with pytest.raises(StoreError) as error:
+        ClipTracks.of(recipe)
+    assert str(error.value) == (
+        f"{cache} was made with other constants than the recipe has: length: 4 in the store, 3 in "
+        "the recipe: pass --targets.length 4; grid: 8 in the store, 16 in the recipe: pass "
+        "--targets.grid 8; step: 0.25 in the store, 0.125 in the recipe, for which it has no "
+        "option: read it by --tracks; or name another --cache"
+    )
+    assert ClipTracks.of(recipe.replace(cache="", tracks=str(cache))) is not None
 
 
 def test_tracks_and_cache_together_are_refused(videos: Path) -> None:
