@@ -189,8 +189,9 @@ def _say(report: Report, args: Any, console: Any) -> None:
     if report.pairs and total > 0:
         console.print(
             f"{report.pairs} pairs, {report.pairs / total:.1f} pairs/s: "
-            f"{spent.flow / total:.0%} of the time in flow, {spent.decode / total:.0%} decoding, "
-            f"{spent.track / total:.0%} tracking, {spent.write / total:.0%} writing"
+            f"{spent.flow / total:.0%} of the time in flow, {spent.track / total:.0%} tracking, "
+            f"{spent.decode / total:.0%} until frames were decoded, "
+            f"{spent.write / total:.0%} until tracks were written"
         )
     console.print(
         f"{_videos(report.made)} extracted ({size_text(report.bytes)}); of the list {report.done} "

@@ -100,7 +100,10 @@ class ExtractJob:
         twice = _duplicates([item.name for item in items])
         if twice:
             more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-            raise ValueError(f"the list names twice or more: {', '.join(twice[:5])}{more}")
+            raise ValueError(
+                f"the list of videos names twice or more: {', '.join(twice[:5])}{more}; a store holds a "
+                "video once by its name"
+            )
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard is {shard[0]}/{shard[1]}; must be i/n with 0 <= i < n")
         self.out, self.config, self.items = Path(out), config, list(items)
