@@ -101,8 +101,8 @@ class ExtractJob:
         if twice:
             more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
             raise ValueError(
-                f"the list of videos names twice or more: {', '.join(twice[:5])}{more}; a store holds a "
-                "video once by its name"
+                f"the list of videos names twice or more: {', '.join(twice[:5])}{more}; "
+                "a store holds one video by a name"
             )
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard is {shard[0]}/{shard[1]}; must be i/n with 0 <= i < n")
