@@ -23,7 +23,7 @@ from setuptools.errors import CompileError
 
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 STAGES = ("trajectories", "descriptors", "patch_norm", "optical_flow")
-CPU_STAGES = (*STAGES, "camera_motion", "homography", "track_rows")
+CPU_STAGES = (*STAGES, "camera_motion", "homography", "track_rows", "track_encoder")
 # The headers promise separately rounded products and sums; -fno-math-errno lets sqrt be one
 # instruction, -fno-trapping-math lets comparisons be vectorised.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]

@@ -34,7 +34,8 @@ up to their plane. The context of a symbol, len(v) being how many bits v takes, 
               to its four neighbours (at the edge, itself) of both
     value     len(|b − q[l − 1]|) of its component
 
-Tables of all contexts are made for the 256 rows of a shard together. `_cpu` decodes the same.
+Tables of all contexts are made for the 256 rows of a shard together. `_cpu` encodes to the same
+bytes and decodes the same.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def quantise(displacements: NDArray[np.float32], step: float) -> Numbers:
 def encode_rows(
     rows: Numbers, before: Numbers, first: int, layout: Layout
 ) -> tuple[NDArray[np.uint16], list[bytes]]:
-    """Encode the rows of a shard.
+    """Encode the rows of a shard, by `_cpu` where it is built.
 
     Parameters
     ----------
@@ -91,20 +92,50 @@ def encode_rows(
     -------
     tables : [CONTEXTS, 256] uint16.
     data : of each row.
+
+    Raises
+    ------
+    ValueError
+        If `before` holds other than these rows.
     """
+    reach = (rows.shape[1] - 1) * layout.stride
+    if len(before) != reach:
+        raise ValueError(f"before holds {len(before)} rows; must be {reach}")
+    native = _native("TrackEncoder")
+    if native is None:
+        return _encode_rows(rows, before, first, layout)
+    arrays = [np.ascontiguousarray(some, np.int16) for some in (rows, before)]
+    counts = np.zeros((CONTEXTS, 256), np.int64)
+    encoder = native.TrackEncoder(
+        arrays[0].ctypes.data, len(rows), arrays[1].ctypes.data, reach, first, rows.shape[1],
+        layout.stride, layout.gy, layout.gx, layout.scale, layout.cells, layout.half,
+        counts.ctypes.data,
+    )  # fmt: skip
+    tables = _tables(counts)
+    return tables, encoder.encoded(tables.ctypes.data)
+
+
+def _encode_rows(
+    rows: Numbers, before: Numbers, first: int, layout: Layout
+) -> tuple[NDArray[np.uint16], list[bytes]]:
+    """`encode_rows` in NumPy: the reference, and what serves where `_cpu` is not built."""
     blocks = []
     for at in range(0, len(rows), _ROWS):
         some = np.concatenate([before, rows[at : at + _ROWS]])
         blocks.append(_Symbols(some, len(before), first + at, layout))
         before = some[len(some) - len(before) :]
-    counts = sum(block.counts() for block in blocks)
-    tables = np.stack(
+    tables = _tables(np.sum([block.counts() for block in blocks], axis=0))
+    return tables, [row for block in blocks for row in block.encoded(tables)]
+
+
+def _tables(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """[CONTEXTS, 256], of how often each symbol comes."""
+    return np.stack(
         [
             frequencies(count, None if CHANGES <= context < VALUES else ESCAPE)
             for context, count in enumerate(np.asarray(counts))
         ]
     )
-    return tables, [row for block in blocks for row in block.encoded(tables)]
 
 
 class _Symbols:
@@ -207,7 +238,7 @@ def decode_rows(
     ValueError
         If the data is damaged in a way that shows.
     """
-    native = _native()
+    native = _native("decode_rows")
     if native is None:
         parts = [data[begin:end].tobytes() for begin, end in spans.T]
         planes = decode_planes(parts, tables[table], rows, depth, layout)
@@ -227,12 +258,13 @@ def decode_rows(
 
 
 @cache
-def _native() -> Any:
+def _native(name: str) -> Any:
+    """`_cpu`, if it has this; one built from older sources may not."""
     try:
         native = importlib.import_module("mme_targets._cpu")
     except ImportError:
         return None
-    return native if hasattr(native, "decode_rows") else None  # one built from older sources
+    return native if hasattr(native, name) else None
 
 
 def decode_planes(

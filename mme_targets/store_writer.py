@@ -44,7 +44,6 @@ class EntryWriter:
         self.rows = max(0, frames - config.flow_stride)
         gy, gx = grid_size(height, width, config.grid)
         self._layout = Layout(config.flow_stride, config.grid, config.step, gy, gx)
-        self._field = (config.length, gy, gx, 2)
         self._memory = MemoryStore()
         with _SETTING:
             self._group: Any = zarr.create_group(self._memory, zarr_format=3)
@@ -56,11 +55,12 @@ class EntryWriter:
         self._arrays = {name: self._array(name, count, 1) for name, count in counts.items()}
         self._data: list[bytes] = []
         self._bytes = 0
-        reach = (config.length - 1) * config.flow_stride
-        self._before = np.zeros((reach, *self._field), np.int16)
-        self._starts = 0
-        self._open: dict[int, NDArray[np.int16]] = {}
-        self._held: dict[str, list[NDArray[Any]]] = {"rows": [], "in_view": [], "homographies": []}
+        # A shard's rows after those that they need, before those that its tracks go on to.
+        self._reach = (config.length - 1) * config.flow_stride
+        some = min(BLOCK, self.rows) + 2 * self._reach
+        self._rows = np.zeros((some, config.length, gy, gx, 2), np.int16)
+        self._starts = self._filled = 0
+        self._held: dict[str, list[NDArray[Any]]] = {"in_view": [], "homographies": []}
         self._written = {"rows": 0, "in_view": 0, "homographies": 0}
 
     def _array(self, name: str, count: int, chunk: int) -> Any:
@@ -96,24 +96,41 @@ class EntryWriter:
         in_view : [n, Gy, Gx].
         homographies : [m, 3, 3], of the pairs that follow those given before.
         """
-        whole = quantise(displacements, self.config.step)
-        stride, length = self.config.flow_stride, self.config.length
-        for track in whole:
-            start = self._starts
-            for step in range(length):
-                row = start + step * stride
-                if row < self.rows:
-                    if row not in self._open:
-                        self._open[row] = np.zeros(self._field, np.int16)
-                    self._open[row][step] = track[step]
-            if start < self.rows:
-                self._held["rows"].append(self._open.pop(start))
-            self._starts += 1
+        known = quantise(displacements[: max(0, self.rows - self._starts)], self.config.step)
+        self._starts += len(displacements)
+        while len(known):
+            at = self._reach + self._filled
+            some, known = np.split(known, [BLOCK - self._filled])
+            for step in range(self.config.length):
+                self._rows[at : at + len(some), step] = some[:, step]
+                at += self.config.flow_stride
+            self._filled += len(some)
+            if self._filled == BLOCK:
+                self._flush_rows()
         self._held["in_view"] += list(in_view)
         self._held["homographies"] += list(homographies)
         for name in self._held:
             while len(self._held[name]) >= BLOCK:
                 self._flush(name)
+
+    def _flush_rows(self) -> None:
+        if not self._filled:
+            return
+        begin = self._written["rows"]
+        before, rows = np.split(self._rows[: self._reach + self._filled], [self._reach])
+        tables, data = encode_rows(rows, before, begin, self._layout)
+        ends = np.cumsum([len(row) for row in data])
+        head = np.zeros((CONTEXTS + 3, BLOCK), "<u2")
+        head[:CONTEXTS] = tables
+        head[CONTEXTS:-1].reshape(-1).view("<u4")[: len(ends)] = ends
+        head[-1, :4].view("<u8")[0] = self._bytes
+        self._arrays["blocks"][begin // BLOCK] = head
+        self._data += data
+        self._bytes += int(ends[-1])
+        self._written["rows"] += self._filled
+        self._filled = 0
+        kept = self._rows[len(rows) :][: 2 * self._reach]
+        self._rows[: len(kept)] = kept
 
     def _flush(self, name: str) -> None:
         some, self._held[name] = self._held[name][:BLOCK], self._held[name][BLOCK:]
@@ -121,21 +138,7 @@ class EntryWriter:
             return
         begin = self._written[name]
         self._written[name] = end = begin + len(some)
-        stacked = np.stack(some)
-        if name == "rows":
-            tables, data = encode_rows(stacked, self._before, begin, self._layout)
-            ends = np.cumsum([len(row) for row in data])
-            head = np.zeros((CONTEXTS + 3, BLOCK), "<u2")
-            head[:CONTEXTS] = tables
-            head[CONTEXTS:-1].reshape(-1).view("<u4")[: len(ends)] = ends
-            head[-1, :4].view("<u8")[0] = self._bytes
-            self._arrays["blocks"][begin // BLOCK] = head
-            self._data += data
-            self._bytes += int(ends[-1])
-            last = np.concatenate([self._before, stacked])
-            self._before = last[len(last) - len(self._before) :]
-        else:
-            self._arrays[name][begin:end] = stacked
+        self._arrays[name][begin:end] = np.stack(some)
 
     def finish(self, path: Path, about: dict[str, Any]) -> int:
         """Write the file, atomically; returns its bytes.
@@ -152,6 +155,7 @@ class EntryWriter:
         OSError
             If it cannot be written; nothing is left then.
         """
+        self._flush_rows()
         for name in self._held:
             self._flush(name)
         counts = {"rows": self.rows, "in_view": self.frames, "homographies": self.rows}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import smooth
 
 from mme_targets import store_codec
 from mme_targets.store import TrackConfig
@@ -16,26 +17,6 @@ from mme_targets.store_codec import CONTEXTS, Layout, encode_rows
 
 CONFIG = TrackConfig(flow="dis", camera_motion=False, length=3)
 HEIGHT, WIDTH = 40, 56
-
-
-def smooth(rng: np.random.Generator, frames: int, config: TrackConfig) -> np.ndarray:
-    """Rows [R, L, Gy, Gx, 2] of tracks through flow that is smooth, with an edge that moves."""
-    gy, gx = HEIGHT // 8, WIDTH // 8
-    rows = np.zeros((frames, config.length, gy, gx, 2), np.int16)
-    at = np.zeros((frames, config.length, gy, gx, 2))
-    x, y = np.arange(gx) * 8 + 4.0, np.arange(gy)[:, None] * 8 + 4.0
-    speed = rng.uniform(-6, 6, 4)
-    for row in range(frames):
-        for plane in range(config.length):
-            before = row - config.flow_stride
-            if plane and before >= 0:
-                at[row, plane] = at[before, plane - 1] + rows[before, plane - 1] * config.step
-            px = np.floor(x + at[row, plane, ..., 0] + 0.5)
-            py = np.floor(y + at[row, plane, ..., 1] + 0.5)
-            here = px + py > 30 + 2 * row
-            flow = np.stack([speed[0] + here * speed[1], speed[2] + py * speed[3] / 40], axis=-1)
-            rows[row, plane] = np.rint(flow / config.step)
-    return rows
 
 
 def encoded(
@@ -64,7 +45,7 @@ def decoded(
     table = np.zeros(len(rows), np.int64)
     native = importlib.import_module("mme_targets._cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_codec, "_native", lambda: None if isa == "numpy" else native)
+        patch.setattr(store_codec, "_native", lambda _: None if isa == "numpy" else native)
         if isa != "numpy":
             native.use_isa(isa)
         try:
@@ -90,7 +71,7 @@ def test_every_decoder_inverts(
     config = CONFIG.replace(flow_stride=stride, step=step)
     layout = Layout(stride, 8, step, HEIGHT // 8, WIDTH // 8)
     noise = rng.integers(-32000, 32000, (23, 3, HEIGHT // 8, WIDTH // 8, 2)).astype(np.int16)
-    for whole in (smooth(rng, 23, config), noise):
+    for whole in (smooth(rng, (HEIGHT // 8, WIDTH // 8), 23, config), noise):
         tables, parts = encoded(whole, layout)
         rows = np.arange(23)
         depth = np.minimum(rows // stride + 1, 3)
@@ -123,7 +104,7 @@ def test_grids_of_any_size(rng: np.random.Generator, isa: str, grid: tuple[int, 
 def test_rows_that_need_each_other_go_together(rng: np.random.Generator) -> None:
     """Many starts, a few rows apart: the rows of some share nothing with those of others."""
     layout = Layout(1, 8, 0.125, HEIGHT // 8, WIDTH // 8)
-    whole = smooth(rng, 150, CONFIG)
+    whole = smooth(rng, (HEIGHT // 8, WIDTH // 8), 150, CONFIG)
     tables, parts = encoded(whole, layout)
     starts = np.sort(rng.choice(147, 40, replace=False))
     wanted = np.zeros(150, np.int64)
@@ -140,7 +121,7 @@ def test_rows_that_need_each_other_go_together(rng: np.random.Generator) -> None
 def test_points_that_stand_on_a_pixel_cost_nothing(rng: np.random.Generator) -> None:
     """Flow read to the nearest pixel marks no row; where it is not so, all still comes back."""
     layout = Layout(1, 8, 0.125, HEIGHT // 8, WIDTH // 8)
-    whole = smooth(rng, 40, CONFIG)
+    whole = smooth(rng, (HEIGHT // 8, WIDTH // 8), 40, CONFIG)
     _, parts = encoded(whole, layout)
     assert not any(part[3] & 128 for part in parts)
     apart = np.zeros_like(whole)
@@ -155,7 +136,7 @@ def test_points_that_stand_on_a_pixel_cost_nothing(rng: np.random.Generator) -> 
 def test_rows_are_encoded_the_same_in_pieces(rng: np.random.Generator) -> None:
     """What a row depends on is handed on from shard to shard."""
     layout = Layout(2, 8, 0.125, HEIGHT // 8, WIDTH // 8)
-    whole = smooth(rng, 60, CONFIG.replace(flow_stride=2))
+    whole = smooth(rng, (HEIGHT // 8, WIDTH // 8), 60, CONFIG.replace(flow_stride=2))
     tables, parts = encoded(whole[50:], layout, 50, whole[46:50])
     rows, depth = np.array([54, 56, 58]), np.array([1, 2, 3])
     planes = decoded("baseline", [parts[row - 50] for row in rows], tables, rows, depth, layout)
@@ -183,7 +164,7 @@ def test_codec_inverts(rows: int, length: int, gy: int, gx: int, data: st.DataOb
 def test_damaged_rows_do_no_harm(rng: np.random.Generator) -> None:
     """Checksums catch damage before; what comes past them ends in an error or in other numbers."""
     layout = Layout(1, 8, 0.125, HEIGHT // 8, WIDTH // 8)
-    tables, parts = encoded(smooth(rng, 6, CONFIG), layout)
+    tables, parts = encoded(smooth(rng, (HEIGHT // 8, WIDTH // 8), 6, CONFIG), layout)
     rows, depth = np.arange(6), np.minimum(np.arange(6) + 1, 3)
     with pytest.raises(ValueError, match="cannot be decoded"):
         decoded("", [part[:20] for part in parts], tables, rows, depth, layout)

@@ -4,12 +4,14 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "homography.h"
 #include "kernels.h"
+#include "track_encoder.h"
 #include "track_rows.h"
 
 namespace py = pybind11;
@@ -25,6 +27,7 @@ struct Variant {
   const CameraKernels* camera_motion;
   const HomographyKernels* homography;
   DecodeRows decode_rows;
+  const EncodeRows* encode_rows;
 };
 
 // What was built and this processor can run, best last.
@@ -32,18 +35,18 @@ std::vector<Variant> variants() {
   std::vector<Variant> list{{"baseline", &baseline::kTrajectories, &baseline::kDescriptors,
                              &baseline::kPatchNorm, &baseline::kOpticalFlow,
                              &baseline::kCameraMotion, &baseline::kHomography,
-                             baseline::kDecodeRows}};
+                             baseline::kDecodeRows, &baseline::kEncodeRows}};
 #if defined(MME_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     list.push_back({"avx2", &avx2::kTrajectories, &avx2::kDescriptors, &avx2::kPatchNorm,
                     &avx2::kOpticalFlow, &avx2::kCameraMotion, &avx2::kHomography,
-                    avx2::kDecodeRows});
+                    avx2::kDecodeRows, &avx2::kEncodeRows});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.push_back({"avx512", &avx512::kTrajectories, &avx512::kDescriptors, &avx512::kPatchNorm,
                       &avx512::kOpticalFlow, &avx512::kCameraMotion, &avx512::kHomography,
-                      avx512::kDecodeRows});
+                      avx512::kDecodeRows, &avx512::kEncodeRows});
     }
   }
 #endif
@@ -224,6 +227,57 @@ bool decode_rows(uintptr_t data, uintptr_t begins, uintptr_t ends, uintptr_t fre
       {stride, gy, gx, scale, cells, half}, pointer<int16_t>(out));
 }
 
+// Rows of a store from their displacements to their symbols, and from those to their bytes.
+class TrackEncoder {
+ public:
+  // Counts [kContexts, 256] of the symbols are added to what is there.
+  TrackEncoder(uintptr_t rows, long count, uintptr_t before, long skipped, long first, long planes,
+               long stride, long gy, long gx, int32_t scale, int32_t cells, int32_t half,
+               uintptr_t counts)
+      : rows_(count) {
+    py::gil_scoped_release release;
+    const PlainRows plain{pointer<const int16_t>(rows),
+                          pointer<const int16_t>(before),
+                          count,
+                          skipped,
+                          planes,
+                          first};
+    if (!active().encode_rows->symbols(plain, {stride, gy, gx, scale, cells, half}, rows_.data(),
+                                       pointer<int64_t>(counts))) {
+      throw std::bad_alloc();
+    }
+  }
+
+  // By tables [kContexts, 256] of uint16.
+  std::vector<py::bytes> encoded(uintptr_t tables) const {
+    Held<RowBytes> found(rows_.size());
+    bool done;
+    {
+      py::gil_scoped_release release;
+      done = active().encode_rows->bytes(rows_.data(), static_cast<long>(rows_.size()),
+                                         pointer<const uint16_t>(tables), found.data());
+    }
+    if (!done) throw py::value_error("rows cannot be encoded");
+    std::vector<py::bytes> list;
+    for (const RowBytes& row : found) {
+      list.emplace_back(reinterpret_cast<const char*>(row.memory), row.size);
+    }
+    return list;
+  }
+
+ private:
+  // What holds memory of malloc.
+  template <class T>
+  struct Held : std::vector<T> {
+    using std::vector<T>::vector;
+    ~Held() {
+      for (const T& one : *this) std::free(one.memory);
+    }
+  };
+
+  Held<RowSymbols> rows_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -244,6 +298,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("mutual", &mutual, release);
   m.def("warp", &warp, release);
   m.def("decode_rows", &decode_rows, release);
+  py::class_<TrackEncoder>(m, "TrackEncoder")
+      .def(py::init<uintptr_t, long, uintptr_t, long, long, long, long, long, long, int32_t,
+                    int32_t, int32_t, uintptr_t>())
+      .def("encoded", &TrackEncoder::encoded);
   m.def("isa", [] { return active().name; }, "Instruction set in use.");
   m.def(
       "use_isa", [](const std::string& name) { active() = choose(name); },

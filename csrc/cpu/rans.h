@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kBits = 10, kTotal = 1 << kBits, kLanes = 8;
 constexpr int32_t kLow = 1 << 15;
+
 // What one row's coding reads.
 struct Coder {
   alignas(32) int32_t state[kLanes];
@@ -59,7 +60,7 @@ struct Coder {
 };
 
 // Entries of eight bits of symbol, twelve of its frequency, and its slot less the ones before it.
-bool fill(const uint16_t* frequencies, uint32_t* table) {
+inline bool fill(const uint16_t* frequencies, uint32_t* table) {
   for (int context = 0; context < kContexts; ++context) {
     uint32_t* entry = table + context * kTotal;
     const uint32_t* last = entry + kTotal;

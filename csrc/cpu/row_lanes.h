@@ -45,6 +45,15 @@ MME_LANE __m128i load8(const void* at) { return _mm_loadl_epi64(static_cast<cons
 MME_LANE void store8(void* at, __m128i value) {
   _mm_storel_epi64(static_cast<__m128i*>(at), value);
 }
+
+// Those of sixteen bytes whose bits are set, one after the other; how many they are.
+MME_LANE long put_close(__m128i bytes, int pattern, uint8_t* out) {
+  const int lower = pattern & 255, upper = pattern >> 8, count = __builtin_popcount(lower);
+  store8(out, _mm_shuffle_epi8(bytes, load8(kOrders.close[lower])));
+  store8(out + count, _mm_shuffle_epi8(_mm_srli_si128(bytes, 8), load8(kOrders.close[upper])));
+  return count + __builtin_popcount(upper);
+}
+
 MME_LANE I words(int value) { return _mm256_set1_epi16(static_cast<int16_t>(value)); }
 
 // How far sixteen numbers are apart, at most 255: differences that saturate are more anyway.

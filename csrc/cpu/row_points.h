@@ -1,10 +1,14 @@
-// What is known of the points of a row's plane before it is decoded, and what its symbols say.
+// What is known of the points of a row's plane before it is decoded.
 //
 // Lanes hold eight points as they lie, x and y of sixteen bits each. The symbols of those that may
 // change lie close together: a table moves eight bytes there and back.
 #pragma once
 
-#include "rans.h"
+#include "row_lanes.h"
+
+#include "../common/track_rows.h"
+
+#include <cstring>
 
 namespace mme {
 namespace MME_ISA {
@@ -15,24 +19,21 @@ constexpr int32_t kFarthest = 32000;
 // Bytes that may be read or written past a list's end.
 constexpr long kPast = 64;
 
-// What is known of one row while it is decoded, in memory that `Rows` holds.
+// What is known of one row, in memory that others hold. What lies around `first` may be read; past
+// the ends of `now` and the trails lie zeros.
 struct Row {
-  Coder coder;
-  const uint32_t* table;
-  long number, depth, earlier;
-  int16_t *first, *now;  // [Gy, Gx, 2]; what lies around `first` may be read
+  int16_t *first, *now;  // [Gy, Gx, 2], plane 0 and the one before
   int16_t* trail[2];     // where the tracks of even and odd planes have come to
   uint8_t* slopes;       // [Gy, Gx], of plane 0
+  bool marked;           // all points may change
 };
 
-// Lists of one row, of one plane.
-struct Lists {
-  uint8_t *contexts, *symbols;       // of residuals; then of points that may change
-  uint8_t *value_contexts, *values;  // of components that change; of residuals, the weights
-  uint8_t* may;                      // of each eight points, which may change
-  uint16_t* changed;                 // of each eight points, which components change
-  int16_t *predicted, *numbers;      // [Gy, Gx, 2] and a line's residuals
-  long count, changes;
+// The points of a plane that may change.
+struct Candidates {
+  uint8_t* contexts;   // of each
+  uint8_t* may;        // of each eight points, which may
+  int16_t* predicted;  // [Gy, Gx, 2], of them
+  long count;
 };
 
 class Points {
@@ -40,7 +41,36 @@ class Points {
   explicit Points(const RowLayout& layout)
       : layout_(layout),
         points_(layout.gy * layout.gx),
+        around_((2 * layout.gx + 2 * kGroup) / 32 * 32 + 32),
+        field_((2 * points_ + 31) / 32 * 32 + 2 * around_),
         wide_(layout.gx > 512 || layout.gy > 512) {}
+
+  // Column and row of each point, in memory for a field.
+  void set_origins(int16_t* origins) {
+    origins_ = origins;
+    clear_past(origins);
+    for (long j = 0, i = 0; j < layout_.gy; ++j) {
+      for (long k = 0; k < layout_.gx; ++k, ++i) {
+        origins[2 * i] = static_cast<int16_t>(64 * k);
+        origins[2 * i + 1] = static_cast<int16_t>(64 * j);
+      }
+    }
+  }
+
+  // Zeros past a plane's end, where lanes read.
+  void clear_past(int16_t* plane) const {
+    std::memset(plane + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+  }
+
+  // What loops over a line run to, so that nothing is left over for single numbers.
+  static long whole_lanes(long width) { return (width + 31) / 32 * 32; }
+
+  // Contexts of a line's residuals by the weights above, which have two of nothing on both sides.
+  void residual_contexts(const uint8_t* __restrict weights, uint8_t* __restrict contexts) const {
+    for (long j = 0; j < whole_lanes(2 * layout_.gx); ++j) {
+      contexts[j] = residual_context(weights[j], weights[j + 2], weights[j - 2]);
+    }
+  }
 
   // Lengths of what plane 0 differs by from its neighbours.
   void slopes(const Row& row) const {
@@ -77,7 +107,7 @@ class Points {
 
   // Where a plane's tracks have come to, from the row before; the points that may change, what is
   // predicted for them, and their contexts.
-  void list_points(const Row& row, const Row& earlier, Lists& list, long plane) const {
+  void list_points(const Row& row, const Row& earlier, Candidates& list, long plane) const {
     list.count = 0;
 #if defined(MME_SIMD)
     if (!wide_) {
@@ -99,13 +129,10 @@ class Points {
       return Point{at[0], at[1]};
     };
     for (long i = 0; i < points_; ++i) {
-      bool stands = !row.coder.marked;
+      bool stands = !row.marked;
       int32_t moved = 0, off = 0;
       for (long j = 2 * i; j < 2 * i + 2; ++j) {
-        const int32_t sum = before[j] + steps[j];
-        came[j] = static_cast<int16_t>(sum < -kFarthest  ? -kFarthest
-                                       : sum > kFarthest ? kFarthest
-                                                         : sum);
+        came[j] = moved_on(before[j], steps[j]);
         stands = stands && same_pixel(came[j], slack, there[j], slack_there, layout_);
         const int32_t far = magnitude(came[j] - there[j]);
         moved = far > moved ? far : moved;
@@ -125,96 +152,38 @@ class Points {
     }
   }
 
-  // The components that change, and the contexts of their values.
-  void list_changes(const Row& row, Lists& list) const {
-    const uint8_t* symbols = list.symbols;
+  // Contexts of the values of those of eight points' components that change; how many they are.
+  long value_contexts(const Row& row, const Candidates& list, long group, int changed,
+                      uint8_t* out) const {
+    const int16_t* predicted = list.predicted + 2 * kGroup * group;
+    const int16_t* now = row.now + 2 * kGroup * group;
+#if defined(MME_SIMD)
+    const I by = _mm256_add_epi16(lengths(apart(load(predicted), load(now))), words(kValues));
+    return put_close(_mm_packus_epi16(_mm256_castsi256_si128(by), _mm256_extracti128_si256(by, 1)),
+                     changed, out);
+#else
     long count = 0;
-    for (long g = 0; kGroup * g < points_; ++g) {
-      const int may = list.may[g];
-      list.changed[g] = 0;
-      if (!may) continue;
-#if defined(MME_SIMD)
-      const I two =
-          _mm256_cvtepu8_epi32(_mm_shuffle_epi8(load8(symbols), load8(kOrders.apart[may])));
-      symbols += __builtin_popcount(may);
-      // Bits 0 and 1 to where the signs of the two words are.
-      const I signs = _mm256_or_si256(_mm256_slli_epi32(two, 15), _mm256_slli_epi32(two, 30));
-      const int changed = _mm_movemask_epi8(
-          _mm_packs_epi16(_mm256_castsi256_si128(signs), _mm256_extracti128_si256(signs, 1)));
-      list.changed[g] = static_cast<uint16_t>(changed);
-      const I off = apart(load(list.predicted + 2 * kGroup * g), load(row.now + 2 * kGroup * g));
-      const I by = _mm256_add_epi16(lengths(off), words(kValues));
-      const __m128i contexts =
-          _mm_packus_epi16(_mm256_castsi256_si128(by), _mm256_extracti128_si256(by, 1));
-      const int lower = changed & 255, upper = changed >> 8;
-      store8(list.value_contexts + count, _mm_shuffle_epi8(contexts, load8(kOrders.close[lower])));
-      count += __builtin_popcount(lower);
-      store8(list.value_contexts + count,
-             _mm_shuffle_epi8(_mm_srli_si128(contexts, 8), load8(kOrders.close[upper])));
-      count += __builtin_popcount(upper);
-#else
-      for (int some = may; some; some &= some - 1) {
-        const int i = __builtin_ctz(some);
-        for (int c = 0; c < 2; ++c) {
-          if (!(*symbols >> c & 1)) continue;
-          const long j = 2 * (kGroup * g + i) + c;
-          list.changed[g] = static_cast<uint16_t>(list.changed[g] | 1 << (2 * i + c));
-          list.value_contexts[count++] =
-              static_cast<uint8_t>(kValues + length8(magnitude(list.predicted[j] - row.now[j])));
-        }
-        ++symbols;
-      }
-#endif
+    for (; changed; changed &= changed - 1) {
+      const int j = __builtin_ctz(changed);
+      out[count++] = static_cast<uint8_t>(kValues + length8(magnitude(predicted[j] - now[j])));
     }
-    list.changes = count;
+    return count;
+#endif
   }
 
-  // The components that change get their values.
-  void change(Row& row, Lists& list) const {
-    const uint8_t* values = list.values;
-#if defined(MME_SIMD)
-    const bool escaped = std::memchr(values, kEscape, list.changes) != nullptr;
-#endif
-    for (long g = 0; kGroup * g < points_; ++g) {
-      int changed = list.changed[g];
-      if (!changed) continue;
-      int16_t* now = row.now + 2 * kGroup * g;
-      const int16_t* predicted = list.predicted + 2 * kGroup * g;
-#if defined(MME_SIMD)
-      if (!escaped) {
-        const int lower = changed & 255, upper = changed >> 8;
-        const __m128i a = _mm_shuffle_epi8(load8(values), load8(kOrders.apart[lower]));
-        values += __builtin_popcount(lower);
-        const __m128i b = _mm_shuffle_epi8(load8(values), load8(kOrders.apart[upper]));
-        values += __builtin_popcount(upper);
-        const I sum =
-            _mm256_add_epi16(load(predicted), _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(a, b)));
-        store(now, chosen(changed, sum, load(now)));
-        continue;
-      }
-#endif
-      for (; changed; changed &= changed - 1) {
-        const int j = __builtin_ctz(changed);
-        int16_t number = static_cast<int8_t>(*values);
-        if (*values++ == kEscape) number = row.coder.escape();
-        now[j] = static_cast<int16_t>(predicted[j] + number);
-      }
-    }
+  // Where a track has come to after another step.
+  static int16_t moved_on(int16_t came, int16_t step) {
+    const int32_t sum = came + step;
+    return static_cast<int16_t>(sum < -kFarthest ? -kFarthest : sum > kFarthest ? kFarthest : sum);
   }
 
 #if defined(MME_SIMD)
+  MME_LANE static I moved_on(I came, I step) {
+    const I sum = _mm256_adds_epi16(came, step);
+    return _mm256_max_epi16(_mm256_min_epi16(sum, words(kFarthest)), words(-kFarthest));
+  }
+
  private:
-  // Words of `a` where a bit is set, of `b` where it is not.
-  MME_LANE static I chosen(int bits, I a, I b) {
-#if defined(__AVX512BW__)
-    return _mm256_mask_mov_epi16(b, static_cast<__mmask16>(bits), a);
-#else
-    const I each = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192,
-                                     16384, -32768);
-    return _mm256_blendv_epi8(b, a, _mm256_cmpeq_epi16(_mm256_and_si256(words(bits), each), each));
-#endif
-  }
-
   // Which of eight points certainly stand on one pixel in both tracks: steps are a power of two of
   // a pixel, and sixteen bits do.
   struct Halves {
@@ -261,7 +230,7 @@ class Points {
   };
 
   template <class Standing>
-  void list_groups(const Row& row, const Row& earlier, Lists& list, long plane,
+  void list_groups(const Row& row, const Row& earlier, Candidates& list, long plane,
                    const Standing standing) const {
     const int16_t *before = earlier.trail[(plane - 1) & 1], *steps = earlier.now;
     const int16_t* there = row.trail[(plane - 1) & 1];
@@ -270,11 +239,10 @@ class Points {
     // A product of sixteen bits by `cells`, which may have seventeen: the upper half.
     const I cells = words(layout_.cells), whole = words(layout_.cells >= 32768 ? -1 : 0);
     const I most = set(64 * (gx - 1) | static_cast<int>(layout_.gy - 1) << 22);
-    const bool marked = row.coder.marked;
+    const bool marked = row.marked;
     uint8_t* contexts = list.contexts;
     for (long i = 0; i < points_; i += kGroup) {
-      const I sum = _mm256_adds_epi16(load(before + 2 * i), load(steps + 2 * i));
-      const I came = _mm256_max_epi16(_mm256_min_epi16(sum, words(kFarthest)), words(-kFarthest));
+      const I came = moved_on(load(before + 2 * i), load(steps + 2 * i));
       const I was = load(there + 2 * i);
       store(came_to + 2 * i, came);
       int may = marked ? 255 : 255 & ~standing(came, was);
@@ -359,6 +327,7 @@ class Points {
 #endif
   const RowLayout& layout_;
   const long points_;
+  const long around_, field_;  // numbers around a plane that may be read; a plane with them
   const bool wide_;
   int16_t* origins_ = nullptr;  // column and row of each point, in 1/64
 };

@@ -2,10 +2,10 @@
 // waits for the one before it in its row, so rows go together, plane by plane.
 #include "simd.h"
 
-#include "row_points.h"
+#include "row_changes.h"
+#include "row_memory.h"
 #include "track_rows.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 
@@ -16,39 +16,21 @@ namespace {
 // Rows that go together.
 constexpr long kTogether = 8;
 
-// Memory that a thread keeps from one call to the next: fresh pages would take a tenth of the time.
-class Memory {
- public:
-  ~Memory() { std::free(held_); }
-
-  // Aligned to 64 bytes; null if there is none.
-  uint8_t* get(size_t bytes) {
-    if (bytes > size_) {
-      std::free(held_);
-      held_ = std::malloc(bytes + 64);
-      size_ = held_ ? bytes : 0;
-      if (!held_) return nullptr;
-    }
-    return static_cast<uint8_t*>(held_) + (64 - reinterpret_cast<uintptr_t>(held_) % 64) % 64;
-  }
-
-  void keep(size_t most) {
-    if (size_ <= most) return;
-    std::free(held_);
-    held_ = nullptr, size_ = 0;
-  }
-
- private:
-  void* held_ = nullptr;
-  size_t size_ = 0;
-};
+// What a thread keeps from one call to the next: fresh pages would take a tenth of the time.
 constexpr size_t kKept = 1 << 24;
 thread_local Memory memory, memory_of_rows;
 
-class Rows : private Points {
+// One row while it is decoded, in memory that `Rows` holds.
+struct DecodedRow : Row {
+  Coder coder;
+  const uint32_t* table;
+  long number, depth, earlier;
+};
+
+class Rows : private Changes {
  public:
   Rows(const CodedRows& coded, const RowLayout& layout, int16_t* out)
-      : Points(layout), coded_(coded), out_(out) {}
+      : Changes(layout), coded_(coded), out_(out) {}
   ~Rows() { memory.keep(kKept), memory_of_rows.keep(kKept); }
 
   bool run() {
@@ -72,32 +54,24 @@ class Rows : private Points {
   // One piece of memory for all that is known of rows, one for as many as are decoded together.
   bool prepare() {
     const long n = coded_.count;
-    rows_ = reinterpret_cast<Row*>(memory_of_rows.get(n * sizeof(Row)));
+    rows_ = reinterpret_cast<DecodedRow*>(memory_of_rows.get(n * sizeof(DecodedRow)));
     if (!rows_ || !link()) return false;
     long most = 0;
     for (long begin = 0, end; begin < n; begin = end) {
       end = apart_after(begin);
       most = end - begin > most ? end - begin : most;
     }
-    long size = 0;
-    const auto reserve = [&](long bytes) {
-      const long at = size;
-      size += (bytes + 63) / 64 * 64;
-      return at;
-    };
-    const long tables = reserve(coded_.tables * kContexts * kTotal * sizeof(uint32_t));
-    // Numbers of a plane, and what may be read around them.
-    around_ = (2 * layout_.gx + 2 * kGroup) / 32 * 32 + 32;
-    field_ = (2 * points_ + 31) / 32 * 32 + 2 * around_;
+    Parts parts;
+    const long tables = parts.reserve(coded_.tables * kContexts * kTotal * sizeof(uint32_t));
     const long groups = (points_ + kGroup - 1) / kGroup;
-    const long fields = reserve(4 * most * field_ * sizeof(int16_t));
-    const long slopes = reserve(most * (points_ + kPast));
-    const long narrow = reserve(4 * kTogether * field_);
-    const long wide = reserve(2 * kTogether * field_ * sizeof(int16_t));
-    const long patterns = reserve(3 * kTogether * groups);
-    const long origins = reserve(field_ * sizeof(int16_t));
-    const long lines = reserve(2 * (layout_.gx + kGroup) * kTogether * sizeof(int16_t));
-    uint8_t* base = memory.get(size);
+    const long fields = parts.reserve(4 * most * field_ * sizeof(int16_t));
+    const long slopes = parts.reserve(most * (points_ + kPast));
+    const long narrow = parts.reserve(4 * kTogether * field_);
+    const long wide = parts.reserve(2 * kTogether * field_ * sizeof(int16_t));
+    const long patterns = parts.reserve(3 * kTogether * groups);
+    const long origins = parts.reserve(field_ * sizeof(int16_t));
+    const long lines = parts.reserve(2 * (layout_.gx + kGroup) * kTogether * sizeof(int16_t));
+    uint8_t* base = memory.get(parts.size);
     if (!base) return false;
     tables_ = reinterpret_cast<uint32_t*>(base + tables);
     for (long i = 0; i < coded_.tables; ++i) {
@@ -118,14 +92,7 @@ class Rows : private Points {
       list.changed = reinterpret_cast<uint16_t*>(base + patterns) + i * groups;
       list.may = base + patterns + 2 * kTogether * groups + i * groups;
     }
-    origins_ = reinterpret_cast<int16_t*>(base + origins);
-    std::memset(origins_ + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
-    for (long j = 0, i = 0; j < layout_.gy; ++j) {
-      for (long k = 0; k < layout_.gx; ++k, ++i) {
-        origins_[2 * i] = static_cast<int16_t>(64 * k);
-        origins_[2 * i + 1] = static_cast<int16_t>(64 * j);
-      }
-    }
+    set_origins(reinterpret_cast<int16_t*>(base + origins));
     lines_ = reinterpret_cast<int16_t*>(base + lines);
     return true;
   }
@@ -133,7 +100,7 @@ class Rows : private Points {
   // Which row each needs; false if it is not there.
   bool link() {
     for (long i = 0, before = 0; i < coded_.count; ++i) {
-      Row& row = rows_[i];
+      DecodedRow& row = rows_[i];
       row.number = coded_.rows[i], row.depth = coded_.depth[i];
       while (before < i && rows_[before].number < row.number - layout_.stride) ++before;
       const bool found = rows_[before].number == row.number - layout_.stride;
@@ -161,16 +128,17 @@ class Rows : private Points {
 
   // Gives a row its memory.
   void place(long i, long slot) {
-    Row& row = rows_[i];
+    DecodedRow& row = rows_[i];
     row.table = tables_ + coded_.table[i] * kContexts * kTotal;
     row.first = fields_ + 4 * slot * field_, row.now = row.first + field_;
     row.trail[0] = row.now + field_, row.trail[1] = row.trail[0] + field_;
     row.slopes = slopes_ + slot * (points_ + kPast);
     std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
     for (int16_t* some : {row.now, row.trail[0], row.trail[1]}) {
-      std::memset(some + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+      clear_past(some);
     }
     row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
+    row.marked = row.coder.marked;
   }
 
   // A plane to where it is wanted, if it is.
@@ -180,25 +148,17 @@ class Rows : private Points {
     std::memcpy(out_ + slot * 2 * points_, numbers, 2 * points_ * sizeof(int16_t));
   }
 
-  // What loops over a line run to, so that nothing is left over for single numbers.
-  static long whole_lanes(long width) { return (width + 31) / 32 * 32; }
-
   // Residuals of plane 0, line by line.
   void first_planes(long begin, long count) {
     const long width = 2 * layout_.gx;
     for (long i = 0; i < count; ++i) std::memset(lists_[i].values, 0, width + kPast);
     for (long y = 0; y < layout_.gy; ++y) {
       for (long i = 0; i < count; ++i) {
-        // With two of nothing on both sides.
-        const uint8_t* __restrict weights = lists_[i].values + 2;
-        uint8_t* __restrict contexts = lists_[i].contexts;
-        for (long j = 0; j < whole_lanes(width); ++j) {
-          contexts[j] = residual_context(weights[j], weights[j + 2], weights[j - 2]);
-        }
+        residual_contexts(lists_[i].values + 2, lists_[i].contexts);
       }
       for (long j = 0; j < width; j += kLanes) {
         for (long i = 0; i < count; ++i) {
-          Row& row = rows_[begin + i];
+          DecodedRow& row = rows_[begin + i];
           step(row.table, row.coder, lists_[i].contexts + j, lists_[i].symbols + j, width - j);
         }
       }
@@ -206,7 +166,7 @@ class Rows : private Points {
       first_line(begin, count, y);
     }
     for (long i = 0; i < count; ++i) {
-      Row& row = rows_[begin + i];
+      DecodedRow& row = rows_[begin + i];
       put(begin + i, 0, row.first);
       std::memcpy(row.now, row.first, 2 * points_ * sizeof(int16_t));
       if (row.depth > 1) slopes(row);
@@ -214,7 +174,7 @@ class Rows : private Points {
   }
 
   // Numbers and weights of a line's residuals.
-  void residuals(Row& row, Lists& list) const {
+  void residuals(DecodedRow& row, Lists& list) const {
     const long width = 2 * layout_.gx;
     const uint8_t* __restrict symbols = list.symbols;
     int16_t* __restrict numbers = list.numbers;
@@ -299,13 +259,13 @@ class Rows : private Points {
 
   void next_plane(const long* chosen, long count, long plane) {
     for (long i = 0; i < count; ++i) {
-      const Row& row = rows_[chosen[i]];
+      const DecodedRow& row = rows_[chosen[i]];
       list_points(row, rows_[row.earlier], lists_[i], plane);
     }
     decode(chosen, count, &Lists::count, &Lists::contexts, &Lists::symbols);
     for (long i = 0; i < count; ++i) list_changes(rows_[chosen[i]], lists_[i]);
     decode(chosen, count, &Lists::changes, &Lists::value_contexts, &Lists::values);
-    for (long i = 0; i < count; ++i) change(rows_[chosen[i]], lists_[i]);
+    for (long i = 0; i < count; ++i) change(rows_[chosen[i]], lists_[i], rows_[chosen[i]].coder);
   }
 
   // Symbols of a list of each row by their contexts, a step of every row in turn.
@@ -315,7 +275,7 @@ class Rows : private Points {
     for (long i = 0; i < count; ++i) most = lists_[i].*size > most ? lists_[i].*size : most;
     for (long j = 0; j < most; j += kLanes) {
       for (long i = 0; i < count; ++i) {
-        Row& row = rows_[chosen[i]];
+        DecodedRow& row = rows_[chosen[i]];
         const Lists& list = lists_[i];
         const long left = list.*size - j;
         if (left > 0) step(row.table, row.coder, list.*contexts + j, list.*symbols + j, left);
@@ -326,10 +286,9 @@ class Rows : private Points {
   const CodedRows& coded_;
   int16_t* const out_;
   uint32_t* tables_ = nullptr;
-  Row* rows_ = nullptr;
+  DecodedRow* rows_ = nullptr;
   int16_t* fields_ = nullptr;
   uint8_t* slopes_ = nullptr;
-  long around_ = 0, field_ = 0;
   int16_t* lines_ = nullptr;  // a line of some rows, column after column
   Lists lists_[kTogether];
 };
