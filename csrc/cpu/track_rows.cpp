@@ -89,7 +89,7 @@ class Rows : private Points {
     // Numbers of a plane, and what may be read around them.
     around_ = (2 * layout_.gx + 2 * kGroup) / 32 * 32 + 32;
     field_ = (2 * points_ + 31) / 32 * 32 + 2 * around_;
-    const long groups = (points_ + kGroup - 1) / kGroup;
+    const long groups = (points_ + 2 * kGroup - 1) / (2 * kGroup) * 2;
     const long fields = reserve(4 * most * field_ * sizeof(int16_t));
     const long slopes = reserve(most * (points_ + kPast));
     const long narrow = reserve(4 * kTogether * field_);
@@ -119,7 +119,7 @@ class Rows : private Points {
       list.may = base + patterns + 2 * kTogether * groups + i * groups;
     }
     origins_ = reinterpret_cast<int16_t*>(base + origins);
-    std::memset(origins_ + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+    std::memset(origins_ + 2 * points_, 0, 4 * kGroup * sizeof(int16_t));
     for (long j = 0, i = 0; j < layout_.gy; ++j) {
       for (long k = 0; k < layout_.gx; ++k, ++i) {
         origins_[2 * i] = static_cast<int16_t>(64 * k);
@@ -168,7 +168,7 @@ class Rows : private Points {
     row.slopes = slopes_ + slot * (points_ + kPast);
     std::memset(row.trail[0], 0, 2 * points_ * sizeof(int16_t));
     for (int16_t* some : {row.now, row.trail[0], row.trail[1]}) {
-      std::memset(some + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+      std::memset(some + 2 * points_, 0, 4 * kGroup * sizeof(int16_t));
     }
     row.coder.open(coded_.data + coded_.begins[i], coded_.data + coded_.ends[i]);
   }
