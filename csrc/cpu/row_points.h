@@ -5,6 +5,7 @@
 #pragma once
 
 #include "row_lanes.h"
+#include "row_wide.h"
 
 #include "../common/track_rows.h"
 
@@ -59,8 +60,11 @@ class Points {
 
   // Zeros past a plane's end, where lanes read.
   void clear_past(int16_t* plane) const {
-    std::memset(plane + 2 * points_, 0, 2 * kGroup * sizeof(int16_t));
+    std::memset(plane + 2 * points_, 0, 4 * kGroup * sizeof(int16_t));
   }
+
+  // Of eight points; an even number, as two may be listed at once.
+  long groups() const { return (points_ + 2 * kGroup - 1) / (2 * kGroup) * 2; }
 
   // What loops over a line run to, so that nothing is left over for single numbers.
   static long whole_lanes(long width) { return (width + 31) / 32 * 32; }
@@ -112,7 +116,11 @@ class Points {
 #if defined(MME_SIMD)
     if (!wide_) {
       if (const int shift = layout_.shift()) {
+#if defined(__AVX512BW__)
+        list_sixteens(row, earlier, list, plane, StandingWide(layout_, plane, shift));
+#else
         list_groups(row, earlier, list, plane, Halves(layout_, plane, shift));
+#endif
       } else {
         list_groups(row, earlier, list, plane, Wholes(layout_, plane));
       }
@@ -228,6 +236,59 @@ class Points {
     const RowLayout& layout;
     long plane;
   };
+
+#if defined(__AVX512BW__)
+  // `list_groups` by twos.
+  void list_sixteens(const Row& row, const Row& earlier, Candidates& list, long plane,
+                     const StandingWide standing) const {
+    const int16_t *before = earlier.trail[(plane - 1) & 1], *steps = earlier.now;
+    const int16_t* there = row.trail[(plane - 1) & 1];
+    int16_t* came_to = row.trail[plane & 1];
+    const int gx = static_cast<int>(layout_.gx);
+    const W cells = words_wide(layout_.cells), whole = words_wide(layout_.cells >= 32768 ? -1 : 0);
+    const W most = _mm512_set1_epi32(64 * (gx - 1) | static_cast<int>(layout_.gy - 1) << 22);
+    const W farthest = words_wide(kFarthest), least = words_wide(-kFarthest);
+    const W halves = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    const unsigned all = row.marked ? 0xffff : 0;
+    uint8_t* contexts = list.contexts;
+    for (long i = 0; i < points_; i += kWide) {
+      const W sum = _mm512_adds_epi16(load_wide(before + 2 * i), load_wide(steps + 2 * i));
+      const W came = _mm512_max_epi16(_mm512_min_epi16(sum, farthest), least);
+      const W was = load_wide(there + 2 * i);
+      _mm512_storeu_si512(came_to + 2 * i, came);
+      unsigned may = all | (0xffff & ~static_cast<unsigned>(standing(came, was)));
+      if (points_ - i < kWide) may &= (1u << (points_ - i)) - 1;
+      const uint16_t both = static_cast<uint16_t>(may);
+      std::memcpy(list.may + i / kGroup, &both, sizeof both);
+      if (!may) continue;
+
+      const W origin = load_wide(origins_ + 2 * i);
+      const W far =
+          _mm512_add_epi16(_mm512_mulhi_epi16(came, cells), _mm512_and_si512(came, whole));
+      const W to = _mm512_min_epi16(
+          _mm512_max_epi16(_mm512_adds_epi16(origin, far), _mm512_setzero_si512()), most);
+      const W guess = predicted_wide(row.first + 2 * i, _mm512_sub_epi16(to, origin), gx);
+      _mm512_storeu_si512(list.predicted + 2 * i, guess);
+
+      const W off = _mm512_madd_epi16(apart_wide(guess, load_wide(row.now + 2 * i)), words_wide(1));
+      const W by = apart_wide(came, was);
+      const W moved = _mm512_and_si512(_mm512_max_epi16(by, _mm512_slli_epi32(by, 16)), halves);
+      const W sizes =
+          lengths_wide(_mm512_or_si512(_mm512_min_epi32(off, _mm512_set1_epi32(255)), moved));
+      const W slopes =
+          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row.slopes + i)));
+      const W score =
+          _mm512_add_epi32(_mm512_madd_epi16(sizes, _mm512_set1_epi32(1 << 16 | 2)), slopes);
+      const W context =
+          _mm512_add_epi32(_mm512_min_epi32(score, _mm512_set1_epi32(kValues - kChanges - 1)),
+                           _mm512_set1_epi32(kChanges));
+      const W close = _mm512_maskz_compress_epi32(static_cast<__mmask16>(may), context);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(contexts), _mm512_cvtepi32_epi8(close));
+      contexts += __builtin_popcount(may);
+    }
+    list.count = contexts - list.contexts;
+  }
+#endif
 
   template <class Standing>
   void list_groups(const Row& row, const Row& earlier, Candidates& list, long plane,

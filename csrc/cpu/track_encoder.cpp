@@ -42,7 +42,7 @@ class Symbols : private Points {
     const long counts = parts.reserve(kEntries * sizeof(int64_t));
     const long fields = parts.reserve(kFields * field_ * sizeof(int16_t));
     const long slopes = parts.reserve(points_ + kPast);
-    const long may = parts.reserve(points_ / kGroup + 1);
+    const long may = parts.reserve(groups());
     const long weights = parts.reserve(width + kPast);
     const long residuals = parts.reserve((width + kPast) * sizeof(int16_t));
     const long values = parts.reserve(2 * points_ + kPast);

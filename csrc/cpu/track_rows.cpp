@@ -63,7 +63,7 @@ class Rows : private Changes {
     }
     Parts parts;
     const long tables = parts.reserve(coded_.tables * kContexts * kTotal * sizeof(uint32_t));
-    const long groups = (points_ + kGroup - 1) / kGroup;
+    const long groups = this->groups();
     const long fields = parts.reserve(4 * most * field_ * sizeof(int16_t));
     const long slopes = parts.reserve(most * (points_ + kPast));
     const long narrow = parts.reserve(4 * kTogether * field_);
