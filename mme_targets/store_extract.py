@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,7 +192,10 @@ def extract_frames(
     seconds: Seconds | None = None,
 ) -> Record:
     """`extract_video` of frames from anywhere."""
-    with Writing(several(device)) as writing:
+    with ExitStack() as threads:
+        writing = threads.enter_context(Writing(several(device)))
+        if several(device):
+            frames = replace(frames, blocks=threads.enter_context(Ahead(frames.blocks)))
         begun = begin_frames(store, config, name, frames, writing,
                              device=device, progress=progress, seconds=seconds)  # fmt: skip
         return begun.result()
@@ -211,12 +214,9 @@ def begin_frames(
 ) -> Future[Record]:
     """`extract_frames` that returns when all flow is solved, and lets `writing` do the rest."""
     seconds = Seconds() if seconds is None else seconds
-    if several(device) and not isinstance(frames.blocks, Ahead):
-        frames = frames.ahead()
-    with closing(frames):
-        seconds.mark("decode")
-        flows = flows_of(config, frames, device, progress, seconds)
-        return _begin_flows(store, config, name, flows, frames, writing, seconds)
+    seconds.mark("decode")
+    flows = flows_of(config, frames, device, progress, seconds)
+    return _begin_flows(store, config, name, flows, frames, writing, seconds)
 
 
 def write_flows(

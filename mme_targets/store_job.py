@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from .ahead import Ahead
 from .store import Record, Store, StoreError
@@ -193,16 +195,16 @@ class ExtractJob:
         pairs: Callable[[int], Any] | None,
         seconds: Seconds,
     ) -> Iterator[Record]:
-        """Each video is opened while the one before it is solved, and written while the next is."""
+        """Frames are decoded while those before them are solved, and tracks written meanwhile."""
         threaded = several(self.device)
-        opened: Iterable[tuple[Item, Record | Frames | Exception]] = (
-            (item, self._open_one(store, item, threaded)) for item in todo
-        )
-        with Writing(threaded) as writing, ExitStack() as open_ones:
+        read: Iterator[_Read] = self._read(store, todo)
+        with Writing(threaded) as writing, ExitStack() as reading:
             if threaded:
-                opened = open_ones.enter_context(Ahead(opened))
+                read = reading.enter_context(Ahead(read))
             begun: deque[tuple[Item, Future[Record]]] = deque()
-            for item, found in opened:
+            for item, found in read:
+                if isinstance(found, Frames):
+                    found = replace(found, blocks=_blocks(read))
                 begun.append((item, self._begin(store, item, found, writing, pairs, seconds)))
                 while len(begun) > 1 or (begun and begun[0][1].done()):
                     yield self._ended(store, *begun.popleft())
@@ -210,7 +212,20 @@ class ExtractJob:
                 yield self._ended(store, *begun.popleft())
             seconds.mark("write")
 
-    def _open_one(self, store: Store, item: Item, ahead: bool) -> Record | Frames | Exception:
+    def _read(self, store: Store, todo: list[Item]) -> Iterator[_Read]:
+        """Of each video what it is; of frames then their blocks, and None or an error."""
+        for item in todo:
+            found = self._open_one(store, item)
+            yield item, found
+            if isinstance(found, Frames):
+                try:
+                    for block in found.blocks:
+                        yield item, block
+                    yield item, None
+                except UNUSABLE as error:
+                    yield item, error
+
+    def _open_one(self, store: Store, item: Item) -> Record | Frames | Exception:
         """A video's record if it has an entry that is whole; its frames; or what is wrong."""
         with suppress(KeyError, StoreError, OSError):
             record = extracted(store, item.name)
@@ -223,8 +238,7 @@ class ExtractJob:
                 return import_video(
                     store, self.config, item.name, item.path, self.have, bound=self.bound
                 )
-            frames = open_video(item.path, self.config.short_side)
-            return frames.ahead() if ahead else frames
+            return open_video(item.path, self.config.short_side)
         except UNUSABLE as error:
             return error
 
@@ -246,6 +260,9 @@ class ExtractJob:
                     device=self.device, progress=pairs, seconds=seconds,
                 )  # fmt: skip
             except UNUSABLE as error:
+                with suppress(*UNUSABLE):
+                    for _ in found.blocks:  # what comes after them is the next video
+                        pass
                 found = error
         if isinstance(found, Record):
             ended.set_result(found)
@@ -284,6 +301,17 @@ class ExtractJob:
         return not whole
 
 
+def _blocks(read: Iterator[_Read]) -> Iterator[torch.Tensor]:
+    """Those of the video that was read last."""
+    for _, found in read:
+        if isinstance(found, Exception):
+            raise found
+        if found is None:
+            return
+        yield found
+
+
+_Read = tuple[Item, Any]
 Many = Callable[[ExtractJob, Store, list[Item]], Iterator[Record]]
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .ahead import Ahead
 from .ops.camera_motion import flow_and_camera
 from .ops.optical_flow import optical_flow
 from .ops.trajectories import trajectories
@@ -46,15 +45,6 @@ class Frames:
     blocks: Iterable[torch.Tensor]
     about: dict[str, Any] = field(default_factory=lambda: {"source": {}})
     check: Callable[[], None] | None = None
-
-    def ahead(self) -> Frames:
-        """The same, with each block made while the one before it is used."""
-        return replace(self, blocks=Ahead(self.blocks))
-
-    def close(self) -> None:
-        """No more is wanted of what `ahead` makes."""
-        if isinstance(self.blocks, Ahead):
-            self.blocks.close()
 
 
 @dataclass
