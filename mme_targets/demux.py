@@ -200,8 +200,23 @@ class Frames:
         return VideoError(text)
 
 
-def display(frame: Any) -> tuple[bool, bool, bool]:
-    """Whether to transpose, then mirror x, then mirror y: the display matrix, to right angles."""
+def display(
+    frame: Any, known: dict[int, tuple[bool, bool, bool]] | None = None
+) -> tuple[bool, bool, bool]:
+    """Whether to transpose, then mirror x, then mirror y: the display matrix, to right angles.
+
+    Parameters
+    ----------
+    known : what was found for other frames of this video, by their rotation; added to. A frame
+        whose side data was looked at is in a cycle, and keeps its memory until that is collected.
+    """
+    known = {} if known is None else known
+    if frame.rotation not in known:
+        known[frame.rotation] = _display(frame)
+    return known[frame.rotation]
+
+
+def _display(frame: Any) -> tuple[bool, bool, bool]:
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()

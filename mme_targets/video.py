@@ -173,6 +173,7 @@ def _clips(
     wanted = sorted({i for clip in clips for i in clip})
     source = _wanted_frames(name, index, wanted)
     held: dict[int, tuple[torch.Tensor, float]] = {}
+    shown: dict[int, tuple[bool, bool, bool]] = {}
     with closing(source):
         for clip in clips:
             held = {i: item for i, item in held.items() if i >= clip[0]}
@@ -182,7 +183,7 @@ def _clips(
                 if last >= clip[0]:
                     stored = index.timed and frame.pts is not None
                     time = float(frame.pts * index.time_base) if stored else last / index.fps
-                    held[last] = (_picture(frame, short_side, crop), time)
+                    held[last] = (_picture(frame, short_side, crop, shown), time)
             pictures = [held[i][0] for i in clip]
             shapes = {tuple(p.shape[1:]) for p in pictures}
             if len(shapes) > 1:
@@ -193,11 +194,16 @@ def _clips(
             )
 
 
-def _picture(frame: Any, short_side: int | None, crop: int | None) -> torch.Tensor:
+def _picture(
+    frame: Any,
+    short_side: int | None,
+    crop: int | None,
+    shown: dict[int, tuple[bool, bool, bool]] | None = None,
+) -> torch.Tensor:
     """[3, H, W] uint8 RGB, upright, resized and cut."""
     array = frame.to_ndarray(format="rgb24", interpolation=_accurate())
     picture = torch.from_numpy(array).permute(2, 0, 1)
-    turned, mirror_x, mirror_y = display(frame)
+    turned, mirror_x, mirror_y = display(frame, shown)
     if turned:
         picture = picture.transpose(1, 2)
     flips = [axis for axis, on in ((2, mirror_x), (1, mirror_y)) if on]

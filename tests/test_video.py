@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,9 +145,23 @@ def test_display_matrix(matrix: list[int], turned: Any) -> None:
         type = SimpleNamespace(name="DISPLAYMATRIX")
 
     frame = SimpleNamespace(
-        side_data=[Data(side.tobytes())], to_ndarray=lambda **_: np.stack([levels] * 3, -1)
+        side_data=[Data(side.tobytes())],
+        rotation=0,
+        to_ndarray=lambda **_: np.stack([levels] * 3, -1),
     )
     assert np.array_equal(_picture(frame, None, None)[0].numpy(), turned(levels))
+
+
+def test_frames_are_let_go_without_a_collection(tmp_path: Path) -> None:
+    write_video(tmp_path / "x.mp4", torch.zeros(30, 3, 32, 32, dtype=torch.uint8))
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(decode(tmp_path / "x.mp4", range(30)).frames) == 30
+        left = sum(type(some) is av.VideoFrame for some in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 2, "one of the file's description, one of the decoding"
 
 
 def test_full_range_and_matrix_are_read(tmp_path: Path) -> None:
