@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .finetune_recipe import FinetuneRecipe, ViewConfig
-from .labels import data_hash
-from .listed import known_labels, seen_in_training, some, unique_videos
+from .labels import data_hash, numbered, some
+from .listed import known_labels, seen_in_training, unique_videos
 from .reports import out_folder, write_report
 from .results import Row
 from .runs import versions
@@ -66,7 +66,7 @@ def evaluate(
     data : a list, folder, video or "synthetic"; empty: what the checkpoint was validated on.
         Videos without a label are predicted, and left out of the accuracies.
     out : folder for predictions.parquet, summary.json and, with labels, classes.csv, confusion.png
-        and result.md; unreadable.csv where videos could not be read.
+        and row.md; unreadable.csv where videos could not be read.
     views : changes to the recipe's, such as `{"test_clips": 5, "test_crops": 3, "root": …}`.
     batch : views at once.
     precision : "auto" (bf16 on a GPU, else fp32), "fp32", "bf16" or "fp16".
@@ -78,7 +78,8 @@ def evaluate(
     ------
     OSError, ValueError
         Where checkpoint, list or folder cannot be used; where not one video can be read; for labels
-        that the classifier does not have, and for a video that is listed with two labels.
+        that the classifier does not have or that number its classes otherwise
+        (`labels.numbered`), and for a video that is listed with two labels.
     """
     from accelerate import PartialState
 
@@ -97,6 +98,7 @@ def evaluate(
     spec = data or _validated_on(recipe)
     source = open_videos(spec, config, seed=recipe.train.seed, held_out=True, testing=True)
     labels = known_labels(source, classes, spec)
+    assumed = numbered(source, labels.tolist(), classes, spec)
     videos, notes = unique_videos(source, labels)
     size = group_size(config.test_clips * config.test_crops, batch)
     share = share_of(videos, size, rank, world)
@@ -116,7 +118,7 @@ def evaluate(
         "data_hash": data_hash(source),
         "views": {"clips": config.test_clips, "crops": config.test_crops},
         "unreadable": unreadable,
-        "notes": [*notes, *seen_in_training(source, recipe), *_empty(made)],
+        "notes": [*assumed, *notes, *seen_in_training(source, recipe), *_empty(made)],
         "recipe": recipe.replace(views=config).to_dict(),
         "versions": versions(),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +19,12 @@ from .classifier import Classifier
 from .convert import load_encoder_state
 from .finetune_recipe import FinetuneRecipe
 from .foreign import open_weights
-from .labels import class_names, data_hash, matched, oddities
+from .labels import Relabelled, class_names, data_hash, matched, oddities
 from .loading import Loader, Unreadable, beside, worker_count
 from .mvit import resized_positions
 from .prefetch import prefetched
 from .recipe import Recipe
 from .results import Row, figure, pretraining, write_row
-from .sources import Source
 from .view_data import ViewBatch, eval_loader, train_loader
 from .views import open_videos, seeded
 
@@ -61,7 +59,10 @@ class Finetuning:
         self.source = open_videos(recipe.data, views, seed=train.seed)
         self.classes = class_names(self.source, f"data {recipe.data}")
         self.val = self._held_out_videos()
-        self.odd = oddities(self.source, self.val, self.classes)
+        self.notes = [
+            *(self.val.notes if self.val else ()),
+            *oddities(self.source, self.val, self.classes),
+        ]
         count, videos = len(self.source), train.batch_size // views.repeats
         if videos > count:
             raise ValueError(
@@ -74,6 +75,8 @@ class Finetuning:
         self.classifier = Classifier(recipe.model, views, len(self.classes), config)
         self.model: nn.Module = self.classifier
         self.init = _initialised(self.classifier, recipe.init) if recipe.init else {}
+        if "left_out" in self.init:
+            self.notes.append(f"{recipe.init}: {self.init['left_out']} not taken")
         self.groups = layer_groups(self.classifier, config.layer_decay, train.weight_decay)
         self.judged = self.val is not None
         self.ema = config.ema
@@ -205,7 +208,7 @@ class Finetuning:
         ]
         return {"figures": figures}
 
-    def _held_out_videos(self) -> Source | None:
+    def _held_out_videos(self) -> Relabelled | None:
         recipe = self.recipe
         synthetic = recipe.data.split(":")[0] == "synthetic"
         val = recipe.val or ("synthetic" if synthetic else "")
@@ -311,17 +314,7 @@ def finetune(
     """
     from . import runs
 
-    def make() -> Finetuning:
-        job = Finetuning(recipe)
-        if int(os.environ.get("RANK", "0")) == 0:
-            for text in job.odd:
-                print(f"note: {text}", file=sys.stderr)
-            left = job.init.get("left_out")
-            if left:
-                print(f"note: {recipe.init}: {left} not taken", file=sys.stderr)
-        return job
-
-    return runs.run(make, recipe, out, resume=resume, cpu=cpu)
+    return runs.run(lambda: Finetuning(recipe), recipe, out, resume=resume, cpu=cpu)
 
 
 def add_arguments(parser: Any) -> None:

@@ -22,6 +22,12 @@ SUFFIXES = frozenset(
 )
 """How the names of videos end, in small letters."""
 
+NAMING = (
+    "a folder with one sub-folder a class; or classInd.txt beside the list, a line a class such as "
+    "'1 cat', and labels from 1 (UCF101's way); or the lists of HMDB51 or SSv2"
+)
+"""How classes get names."""
+
 FORMATS = ("csv", "ucf101", "hmdb51", "ssv2", "paths")
 
 _LABELLED = re.compile(

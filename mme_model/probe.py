@@ -25,7 +25,7 @@ from .checkpoints import FORMAT, fit_state
 from .evaluate import BATCH, add_views, views_of
 from .features import Features, cached_features
 from .finetune_recipe import FinetuneRecipe, ViewConfig
-from .labels import class_names, data_hash, oddities
+from .labels import class_names, data_hash, numbered, oddities
 from .linear import LinearProbe, ProbeConfig, neighbours, sweep, train_linear
 from .listed import known_labels, unique_videos
 from .mvit import build_encoder
@@ -115,6 +115,7 @@ def probe(
     labels = known_labels(test, classes, specs[1])
     if not (labels >= 0).any():
         raise ValueError(f"val {specs[1]}: no video has a label; there is nothing to measure")
+    assumed = numbered(test, labels.tolist(), classes, f"val {specs[1]}")
     videos, notes = unique_videos(test, labels)
     encoder = frozen.encoder.to(state.device).eval()
     kept = Path(cache) if cache is not None else folder / "features"
@@ -159,7 +160,7 @@ def probe(
         "unreadable": unreadable,
         "probe": config.to_dict(),
         "sweep": [{"lr": lr, "accuracy": share, "unit": "%"} for lr, share in tried],
-        "notes": [*notes, *oddities(train, test, classes), *missing],
+        "notes": [*assumed, *notes, *oddities(train, test, classes), *missing],
         "recipe": {"model": frozen.recipe.model.to_dict(), "views": seen.to_dict()},
         "versions": versions(),
     }
