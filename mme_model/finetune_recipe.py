@@ -73,7 +73,8 @@ class ViewConfig(Config):
     prefetch: int = number(2, 1, 64)
     """Batches that each worker prepares ahead."""
     max_unreadable: float = number(0.1, 0, 1)
-    """Stop when more than this share of the videos met so far cannot be read."""
+    """Stop when more than this share of the videos met so far cannot be read; one may be, however
+    few they are, unless this is 0."""
 
     def _check_together(self) -> None:
         if self.frames % self.tubelet:

@@ -144,7 +144,8 @@ class ClipConfig(Config):
     prefetch: int = number(2, 1, 64)
     """Batches that each worker prepares ahead."""
     max_unreadable: float = number(0.1, 0, 1)
-    """Stop when more than this share of the videos met so far cannot be read."""
+    """Stop when more than this share of the videos met so far cannot be read; one may be, however
+    few they are, unless this is 0."""
 
     def _check_together(self) -> None:
         if not self.scales or not all(is_number(s) and 0 < s <= 1 for s in self.scales):
