@@ -87,7 +87,7 @@ def seen_in_training(source: Source, recipe: FinetuneRecipe) -> list[str]:
     if recipe.data.split(":")[0] == "synthetic":
         return []
     try:
-        trained = open_videos(recipe.data, recipe.views, seed=recipe.train.seed)
+        trained = open_videos(recipe.data, recipe.views, seed=recipe.train.seed, quiet=True)
     except (OSError, ValueError):
         return []
     paths = {os.path.realpath(video_path(trained, i)) for i in range(len(trained))}
