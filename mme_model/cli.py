@@ -41,7 +41,9 @@ def _main(words: list[str]) -> int:
         parser.parse_args([word for word in words if word in ("-h", "--help", "--version")])
         likely = nearest(words[0], commands) if words else []
         hint = f"did you mean {' or '.join(likely)}?" if likely else "mme --help lists them"
-        parser.error(f"{words[0]!r} is no command; {hint}" if words else f"no command; {hint}")
+        parser.error(
+            f"{words[0]!r} is no command; {hint}" if words else f"a command is missing; {hint}"
+        )
     command = commands[words[0]]
     parser = Parser(
         prog=f"mme {words[0]}",

@@ -319,9 +319,8 @@ def finetune(
 
 def add_arguments(parser: Any) -> None:
     """Arguments of `mme finetune`."""
-    from .finetune_recipe import FINETUNING
     from .options import add_recipe
-    from .recipe import recipe_names
+    from .recipe import FINETUNING, recipe_names
 
     parser.add_argument("--out", type=str, required=True, metavar="DIR",
                         help="folder of the run: recipe, metrics.jsonl, checkpoints, row.md, "

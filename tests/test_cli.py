@@ -181,7 +181,7 @@ def test_wrong_usage(video: Path, line: str, capsys: pytest.CaptureFixture[str])
         ("demo --cpu no", "--cpu is not an option of mme demo; mme demo --help lists them"),
         ("doctor --jsn", "--jsn is not an option of mme doctor; did you mean --json?"),
         ("finetne --out x", "'finetne' is no command; did you mean finetune?"),
-        ("", "no command; mme --help lists them"),
+        ("", "a command is missing; mme --help lists them"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_named(
