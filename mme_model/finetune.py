@@ -25,6 +25,7 @@ from .mvit import resized_positions
 from .prefetch import prefetched
 from .recipe import Recipe
 from .results import Row, figure, pretraining, write_row
+from .scores import TOP
 from .view_data import ViewBatch, eval_loader, train_loader
 from .views import open_videos, seeded
 
@@ -147,14 +148,18 @@ class Finetuning:
             yield self._blank(None).to(device), 0
 
     def measure(self, model: nn.Module, batch: ViewBatch) -> dict[str, Tensor]:
-        """Cross-entropy, and the share of views whose class is first, or among the first five."""
+        """Cross-entropy, and the share of views whose class is first, or among the first five
+        where there are more than that.
+        """
         logits = model(batch.rgb).float()
-        best = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
-        return {
+        best = logits.topk(min(TOP, logits.shape[1])).indices == batch.labels[:, None]
+        found = {
             "loss": F.cross_entropy(logits, batch.labels),
             "accuracy": best[:, 0].float().mean(),
-            "top5": best.any(dim=1).float().mean(),
         }
+        if logits.shape[1] > TOP:
+            found["top5"] = best.any(dim=1).float().mean()
+        return found
 
     def score(self, measured: dict[str, float]) -> float | None:
         """The share of held-out videos that are told wrong."""
@@ -186,7 +191,7 @@ class Finetuning:
         if "val/accuracy" not in last:
             return {}
         names = ("accuracy", "top5", *(("ema/accuracy", "ema/top5") if self.ema else ()))
-        found = {name: 100 * last[f"val/{name}"] for name in names}
+        found = {name: 100 * last[f"val/{name}"] for name in names if f"val/{name}" in last}
         assert self.val is not None
         videos = min(self.recipe.train.val_clips, len(self.val))
         row = Row(
@@ -196,7 +201,7 @@ class Finetuning:
             clips=1,
             crops=1,
             accuracy=found["accuracy"],
-            top5=found["top5"],
+            top5=found.get("top5"),
             method=self.init.get("method", "from scratch"),
             data=self.init.get("data", "-"),
             epochs=self.init.get("epochs", "-"),
