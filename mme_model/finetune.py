@@ -14,17 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import keys
-from .checkpoints import fit_state
 from .classifier import Classifier
-from .convert import load_encoder_state
 from .finetune_recipe import FinetuneRecipe
-from .foreign import open_weights
+from .foreign import locate
+from .initial import initialised
 from .labels import Relabelled, class_names, data_hash, matched, oddities
 from .loading import Loader, Unreadable, beside, worker_count
-from .mvit import resized_positions
 from .prefetch import prefetched
-from .recipe import Recipe
-from .results import Row, figure, pretraining, write_row
+from .results import Row, figure, write_row
 from .scores import TOP
 from .view_data import ViewBatch, eval_loader, train_loader
 from .views import open_videos, seeded
@@ -57,6 +54,8 @@ class Finetuning:
     def __init__(self, recipe: FinetuneRecipe) -> None:
         self.recipe = recipe
         views, train, config = recipe.views, recipe.train, recipe.classifier
+        if recipe.init:
+            locate(recipe.init)  # before any work, whether there is one
         self.source = open_videos(recipe.data, views, seed=train.seed)
         self.classes = class_names(self.source, f"data {recipe.data}")
         self.val = self._held_out_videos()
@@ -75,7 +74,7 @@ class Finetuning:
         torch.manual_seed(keys.number(train.seed, 0, 0, "weights"))
         self.classifier = Classifier(recipe.model, views, len(self.classes), config)
         self.model: nn.Module = self.classifier
-        self.init = _initialised(self.classifier, recipe.init) if recipe.init else {}
+        self.init = initialised(self.classifier, recipe) if recipe.init else {}
         if "left_out" in self.init:
             self.notes.append(f"{recipe.init}: {self.init['left_out']} not taken")
         self.groups = layer_groups(self.classifier, config.layer_decay, train.weight_decay)
@@ -355,24 +354,6 @@ def run(args: Any) -> int:
                   f"videos, {one['views']} views")  # fmt: skip
         print(f"checkpoints, metrics.jsonl and summary.json -> {args.out}")
     return 0
-
-
-def _initialised(model: Classifier, path: str) -> dict[str, Any]:
-    """Put a checkpoint's encoder into the classifier; what there is to say of its pre-training."""
-    state, facts = load_encoder_state(path)
-    about = open_weights(path).about
-    held = {key: value for key, value in state.items() if not key.startswith("norm.")}
-    wanted = model.encoder.state_dict()
-    held = resized_positions(held, wanted)
-    model.encoder.load_state_dict(fit_state(held, wanted, path))
-    found: dict[str, Any] = {"path": path, **facts}
-    if facts.get("kind") == "classifier":
-        found["left_out"] = "its head and the norm before it, which are of its own classes, are"
-    if about.get("kind") == "pretrain":
-        found |= pretraining(Recipe.from_json(about["recipe"]))
-    else:
-        found["method"] = f"from {Path(path).name}"
-    return found
 
 
 def _json(classes: tuple[str, ...]) -> str:

@@ -33,7 +33,7 @@ from torch import Tensor
 from .carried import KEY
 from .checkpoints import latest
 
-__all__ = ["Opened", "open_weights"]
+__all__ = ["Opened", "locate", "open_weights"]
 
 ALLOWED = (argparse.Namespace,)
 """Classes that a pickle may name, beside torch's own tensors and containers."""
@@ -83,7 +83,7 @@ def open_weights(path: str | os.PathLike[str]) -> Opened:
     ValueError
         If it would run code to be read (the class is named), or holds no weights.
     """
-    file = _locate(Path(path))
+    file = locate(path)
     beside = file.parent / "config.json"
     config = _json(beside) if beside.is_file() else {}
     about: dict[str, str] = {}
@@ -106,7 +106,9 @@ def open_weights(path: str | os.PathLike[str]) -> Opened:
     return Opened(file, tensors, config, about, options, left, beyond)
 
 
-def _locate(path: Path) -> Path:
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The file, or index of shards, of a checkpoint; FileNotFoundError where there is none."""
+    path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
