@@ -7,11 +7,10 @@ released   checkpoint.pth, likewise, with the decoder and heads as the MME autho
 hf         a folder for `from_pretrained`: config.json, model.safetensors, preprocessor_config.json
 =========  ========================================================================================
 
-How clips are taken from videos stands in these formats under a key of our own (`carried`).
-
-OUT is a folder, or for all but hf a file with that ending; a folder is written beside and renamed.
-What a format has no place for is left out and named: decoders of motion targets go to `released`
-(two-layer heads) and `mme` alone.
+OUT is a folder, or for all but hf a file with that ending, the card of which is beside it under its
+whole name and .md; a folder is written beside and renamed. What a format has no place for is left
+out and named: decoders of motion targets go to `released` (two-layer heads) and `mme` alone. How
+clips are taken from videos stands in others' formats under a key of our own (`carried`).
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     card = _card(weights, to, kind, left)
     if not whole:
         _write(state, out, _about(weights) if to == "mme" else None, carried(weights))
-        with atomic_path(out.with_suffix(".md")) as path:
+        with atomic_path(_card_path(out)) as path:
             path.write_text(card)
         return Written(out, len(state), left)
     beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
@@ -111,6 +110,11 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     return Written(out, len(state), left)
 
 
+def _card_path(file: Path) -> Path:
+    """The card beside a file: under its whole name, so that x.pt and x.pth have one each."""
+    return file.with_name(f"{file.name}.md")
+
+
 def _check_out(out: Path, to: Format, whole: bool) -> None:
     if whole:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -122,7 +126,7 @@ def _check_out(out: Path, to: Format, whole: bool) -> None:
         raise ValueError(
             f"{out} ends in {out.suffix}; {to} is written as {Path(_NAMES[to]).suffix}"
         )
-    for path in (out, out.with_suffix(".md")):
+    for path in (out, _card_path(out)):
         if path.exists():
             raise FileExistsError(f"{path} is there already; name a new file")
 
