@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,8 +12,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         return _main(words)
-    except KeyboardInterrupt:
-        print("mme: interrupted; nothing half-written is left", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if int(os.environ.get("RANK") or 0) == 0:  # of several processes one says it
+            said = str(stop) or "interrupted; nothing half-written is left"
+            print(f"mme: {said}", file=sys.stderr)
         return 130
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import mme_model.cli
 from mme_model.cli import main
 from mme_targets import TargetConfig
 from mme_targets.cli import NESTED, field_docs
@@ -213,6 +214,37 @@ def test_help_names_every_constant(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for name in field_docs(TargetConfig):
         assert name in NESTED or f"--{name} " in said
+
+
+def test_one_line_says_that_it_was_interrupted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stop, said in (
+        (KeyboardInterrupt(), "mme: interrupted; nothing half-written is left\n"),
+        (KeyboardInterrupt("stopped after step 3"), "mme: stopped after step 3\n"),
+    ):
+
+        def interrupted(words: list[str], stop: BaseException = stop) -> int:
+            raise stop
+
+        monkeypatch.setattr(mme_model.cli, "_main", interrupted)
+        assert main(["pretrain"]) == 130
+        assert capsys.readouterr().err == said
+    monkeypatch.setenv("RANK", "1")
+    assert main(["pretrain"]) == 130
+    assert not capsys.readouterr().err, "another process says it"
+
+
+def test_on_a_terminal_the_bar_says_that_a_run_is_stopping(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mme_model.logs import Progress
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(9, 0, 4, show=True)
+    progress.hint("stopping after this step")
+    assert progress._bar.tasks[0].fields["what"] == "stopping after this step"
+    progress.close()
 
 
 def test_interrupted_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:
