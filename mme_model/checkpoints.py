@@ -248,14 +248,17 @@ def load_encoder(
 
 
 def fit_state(
-    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str
+    state: Mapping[str, torch.Tensor],
+    wanted: Mapping[str, torch.Tensor],
+    where: str,
+    hint: str = "",
 ) -> Mapping[str, torch.Tensor]:
     """Give `state` back if its keys and shapes are those `wanted`.
 
     Raises
     ------
     ValueError
-        With a table of what does not fit.
+        With how many do not fit, the `hint` on why and what to do, and a table of them.
     """
     rows = []
     for key in sorted({*state, *wanted}):
@@ -267,8 +270,8 @@ def fit_state(
         shown = rows[:12] + ([f"  … and {len(rows) - 12} more"] if len(rows) > 12 else [])
         head = f"  {'weight':<48} {'in the checkpoint':<22} in the model"
         raise ValueError(
-            f"{where} is of another architecture: {len(rows)} weights do not fit\n"
-            + "\n".join([head, *shown])
+            f"{where} is of another architecture: {len(rows)} of {len({*state, *wanted})} weights "
+            f"do not fit{f': {hint}' if hint else ''}\n" + "\n".join([head, *shown])
         )
     return state
 

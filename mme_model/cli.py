@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,14 +12,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         return _main(words)
-    except KeyboardInterrupt:
-        print("mme: interrupted; nothing half-written is left", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if int(os.environ.get("RANK") or 0) == 0:  # of several processes one says it
+            said = str(stop) or "interrupted; nothing half-written is left"
+            print(f"mme: {said}", file=sys.stderr)
         return 130
 
 
 def _main(words: list[str]) -> int:
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
     import mme_targets
     from mme_targets.cli import COMMANDS as TARGETS
     from mme_targets.cli import fail
@@ -27,20 +27,12 @@ def _main(words: list[str]) -> int:
 
     from .commands import COMMANDS as MODEL
     from .errors import TrainingError
+    from .usage import Help, Parser, nearest
 
     commands = {**MODEL, **TARGETS}
-
-    class Help(DefaultHelpFormatter):
-        """Help as it is written: the types of a hundred options are noise."""
-
-        def _get_help_string(self, action: Any) -> str:
-            unsaid = action.default is None or action.default is False
-            known = action.option_strings and not unsaid and action.default != "==SUPPRESS=="
-            return str(action.help or "") + (" (default: %(default)s)" if known else "")
-
     if not words or words[0] not in commands:
         lines = [f"  {name:<12}{command.summary}" for name, command in commands.items()]
-        parser = ArgumentParser(
+        parser = Parser(
             prog="mme",
             usage="mme COMMAND [option ...]",
             description="Motion targets from raw video, and the video transformer that they train "
@@ -50,27 +42,24 @@ def _main(words: list[str]) -> int:
             version=mme_targets.__version__,
         )
         parser.parse_args([word for word in words if word in ("-h", "--help", "--version")])
-        parser.error(f"{words[0]!r} is no command" if words else "a command is missing")
+        likely = nearest(words[0], commands) if words else []
+        hint = f"did you mean {' or '.join(likely)}?" if likely else "mme --help lists them"
+        parser.error(
+            f"{words[0]!r} is no command; {hint}" if words else f"a command is missing; {hint}"
+        )
     command = commands[words[0]]
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"mme {words[0]}",
         usage=command.usage,
         description=command.description,
         formatter_class=Help,
     )
     command.add_arguments(parser)
-    # Options are named as the config's fields are; dashes are taken as well.
-    options = [w if not w.startswith("--") else _underscored(w) for w in words[1:]]
-    args = parser.parse_args(options)
+    args = parser.read(words[1:])
     try:
         return command.run(args)
     except (ValueError, TypeError, OSError, ImportError, VideoError, TrainingError) as error:
         return fail(error)
-
-
-def _underscored(word: str) -> str:
-    name, equals, value = word[2:].partition("=")
-    return "--" + name.replace("-", "_") + equals + value
 
 
 if __name__ == "__main__":

@@ -11,19 +11,23 @@ from typing import Any
 from mme_targets.cli import Command
 from mme_targets.targets import names
 
-from .finetune_recipe import FINETUNING, load_finetune_recipe
-from .options import add_recipe, changes_of
-from .recipe import PRETRAINING, Recipe, load_recipe, recipe_names
+from .finetune_recipe import FinetuneRecipe, load_any
+from .options import add_fields, add_recipe, changes_of
+from .recipe import JOBS, Recipe, load_recipe, recipe_names
 
 __all__ = ["COMMANDS"]
 
 
 def recipe_of(args: Any) -> Recipe:
     """The recipe named, with what the command line says on top."""
+    return load_recipe(args.recipe, _changes(args))
+
+
+def _changes(args: Any) -> dict[str, Any]:
     changes = changes_of(args)
     if changes.get("tracks") or changes.get("cache"):
         changes.setdefault("targets", {}).setdefault("region", "frame")  # what a store holds
-    return load_recipe(args.recipe, changes)
+    return changes
 
 
 def _add_pretrain(parser: Any) -> None:
@@ -64,19 +68,22 @@ def _add_recipes(parser: Any) -> None:
 def run_recipes(args: Any) -> int:
     """`mme recipes`."""
     if args.name:
-        pre = args.name in recipe_names() or args.name.endswith((".yaml", ".yml"))
-        print((load_recipe if pre else load_finetune_recipe)(args.name).to_yaml(), end="")
+        print(load_any(args.name).to_yaml(), end="")
         return 0
     from importlib.resources import files
 
-    for job, folder in (("mme pretrain", PRETRAINING), ("mme finetune", FINETUNING)):
+    for folder, job in JOBS.items():
         print(f"{job} --recipe")
         for name in recipe_names(folder):
             text = files("mme_model").joinpath(f"{folder}/{name}.yaml").read_text().splitlines()
             about = " ".join(line.lstrip("# ") for line in itertools.takewhile(_is_comment, text))
-            first = re.split(r"(?<!Fig)\. ", about)[0]
-            print(f"  {name:<28} {first.rstrip('.')}")
+            print(f"  {name:<30} {first_sentence(about)}")
     return 0
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop before a capital: after those of abbreviations there is none."""
+    return re.split(r"\.\s+(?=[A-Z])", text)[0].rstrip(".")
 
 
 def _is_comment(line: str) -> bool:
@@ -85,6 +92,7 @@ def _is_comment(line: str) -> bool:
 
 def _add_info(parser: Any) -> None:
     add_recipe(parser)
+    add_fields(parser, FinetuneRecipe, beside=Recipe)
 
 
 def run_info(args: Any) -> int:
@@ -92,9 +100,13 @@ def run_info(args: Any) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from .flops import describe, table7f
+    from .flops import describe, describe_classifier, table7f
 
-    recipe = recipe_of(args)
+    # Fields that only the other job has are refused by name.
+    recipe = load_any(args.recipe, {**changes_of(args, FinetuneRecipe), **_changes(args)})
+    if isinstance(recipe, FinetuneRecipe):
+        print(describe_classifier(recipe))
+        return 0
     print(describe(recipe))
     usual = recipe.model.backbone == "vit" and recipe.model.size == "base"
     if usual and set(names(recipe.targets)) == {"position", "shape"}:
@@ -201,7 +213,8 @@ COMMANDS = {
     "info": Command(
         "parameters and multiply-adds of a recipe's model",
         "mme info [--recipe NAME] [option ...]",
-        "Parameters and multiply-adds of a recipe's model, beside the paper's (Table 7f).",
+        "Parameters and multiply-adds of a recipe's model, of either job (a name that both "
+        "have is pre-training's); beside the paper's (Table 7f).",
         _add_info,
         run_info,
     ),

@@ -159,7 +159,8 @@ def add_arguments(parser: Any) -> None:
                         help="a checkpoint: this project's, VideoMAE's or the MME authors' .pth, "
                         "or a folder of Hugging Face's")  # fmt: skip
     parser.add_argument("out", type=str, metavar="OUT",
-                        help="a new folder; or a .safetensors or .pth file")  # fmt: skip
+                        help="a new folder; or a .safetensors or .pth file, and OUT.md "
+                        "beside it")  # fmt: skip
     parser.add_argument("--to", choices=list(TITLES), required=True,
                         help="the format to write")  # fmt: skip
     parser.add_argument("--strict", type=bool, nargs="?", const=True, default=True, metavar="BOOL",

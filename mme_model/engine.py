@@ -231,8 +231,7 @@ class _Run:
             self._save(score)
             self.since = []
         if stopping and not end:
-            self.progress.say(f"stopped after step {step}; --resume auto goes on from there")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"stopped after step {step}; --resume auto goes on from there")
 
     @torch.no_grad()
     def _held_out(self) -> dict[str, float]:
@@ -340,7 +339,7 @@ def _signals(run: _Run) -> Iterator[None]:
         if run.stop:
             raise KeyboardInterrupt
         run.stop = True
-        run.progress.say("stopping after this step; once more stops at once")
+        run.progress.hint("stopping after this step; once more stops at once")
 
     try:
         old = {s: signal.signal(s, asked) for s in (signal.SIGINT, signal.SIGTERM)}

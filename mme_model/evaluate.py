@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from .finetune_recipe import FinetuneRecipe, ViewConfig
-from .labels import data_hash
-from .listed import known_labels, seen_in_training, some, unique_videos
-from .reports import out_folder, write_report
+from .labels import data_hash, numbered, some
+from .listed import known_labels, seen_in_training, unique_videos
+from .reports import add_overwrite, out_folder, refuse_others, write_report
 from .results import Row
 from .runs import versions
 from .scores import Predictions
@@ -53,6 +53,7 @@ def evaluate(
     batch: int = BATCH,
     precision: str = "auto",
     unreadable: Literal["wrong", "exclude"] = "wrong",
+    overwrite: bool = False,
     cpu: bool = False,
 ) -> dict[str, Any]:
     """Test a classifier on a list of videos; returns the summary that is also written.
@@ -66,19 +67,23 @@ def evaluate(
     data : a list, folder, video or "synthetic"; empty: what the checkpoint was validated on.
         Videos without a label are predicted, and left out of the accuracies.
     out : folder for predictions.parquet, summary.json and, with labels, classes.csv, confusion.png
-        and result.md; unreadable.csv where videos could not be read.
+        and row.md; unreadable.csv where videos could not be read.
     views : changes to the recipe's, such as `{"test_clips": 5, "test_crops": 3, "root": …}`.
     batch : views at once.
     precision : "auto" (bf16 on a GPU, else fp32), "fp32", "bf16" or "fp16".
     unreadable : whether such videos are wrong in the headline accuracy, or left out of it. Both
         accuracies are in the summary either way.
+    overwrite : replace results of another checkpoint or list in `out`; those of the same are in any
+        case.
     cpu : leave GPUs alone.
 
     Raises
     ------
     OSError, ValueError
-        Where checkpoint, list or folder cannot be used; where not one video can be read; for labels
-        that the classifier does not have, and for a video that is listed with two labels.
+        Where checkpoint, list or folder cannot be used; where the folder holds a run, or unless
+        `overwrite` results of another checkpoint or list; where not one video can be read; for
+        labels that the classifier does not have or that number its classes otherwise
+        (`labels.numbered`), and for a video that is listed with two labels.
     """
     from accelerate import PartialState
 
@@ -95,8 +100,11 @@ def evaluate(
     model, recipe, classes = load_classifier(checkpoint, state.device)
     config = recipe.views.replace(**(views or {}))
     spec = data or _validated_on(recipe)
+    whose = {"job": "test", "checkpoint": os.fspath(checkpoint), "data": spec}
+    refuse_others(folder, whose, overwrite)
     source = open_videos(spec, config, seed=recipe.train.seed, held_out=True, testing=True)
     labels = known_labels(source, classes, spec)
+    assumed = numbered(source, labels.tolist(), classes, spec)
     videos, notes = unique_videos(source, labels)
     size = group_size(config.test_clips * config.test_crops, batch)
     share = share_of(videos, size, rank, world)
@@ -110,13 +118,11 @@ def evaluate(
         raise ValueError(f"{spec}: not one of its {len(videos)} videos can be read; the first: "
                          f"{made.names[0]}: {made.reasons[0]}")  # fmt: skip
     about = {
-        "job": "test",
-        "checkpoint": os.fspath(checkpoint),
-        "data": spec,
+        **whose,
         "data_hash": data_hash(source),
         "views": {"clips": config.test_clips, "crops": config.test_crops},
         "unreadable": unreadable,
-        "notes": [*notes, *seen_in_training(source, recipe), *_empty(made)],
+        "notes": [*assumed, *notes, *seen_in_training(source, recipe), *_empty(made)],
         "recipe": recipe.replace(views=config).to_dict(),
         "versions": versions(),
     }
@@ -319,6 +325,7 @@ def add_arguments(parser: Any) -> None:
                         metavar="wrong|exclude",
                         help="what a video that cannot be read is in the accuracy that is "
                         "quoted; both are reported")  # fmt: skip
+    add_overwrite(parser)
     add_views(parser)
 
 
@@ -328,7 +335,8 @@ def run(args: Any) -> int:
 
     evaluate(
         args.checkpoint, args.data, args.out, views=views_of(args), batch=args.batch,
-        precision=args.precision, unreadable=args.unreadable, cpu=args.cpu,
+        precision=args.precision, unreadable=args.unreadable, overwrite=args.overwrite,
+        cpu=args.cpu,
     )  # fmt: skip
     PartialState().destroy_process_group()
     return 0

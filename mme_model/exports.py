@@ -7,9 +7,10 @@ released   checkpoint.pth, likewise, with the decoder and heads as the MME autho
 hf         a folder for `from_pretrained`: config.json, model.safetensors, preprocessor_config.json
 =========  ========================================================================================
 
-OUT is a folder, or for all but hf a file with that ending; a folder is written beside and renamed.
-What a format has no place for is left out and named: decoders of motion targets go to `released`
-(two-layer heads) and `mme` alone.
+OUT is a folder, or for all but hf a file with that ending, the card of which is beside it under its
+whole name and .md; a folder is written beside and renamed. What a format has no place for is left
+out and named: decoders of motion targets go to `released` (two-layer heads) and `mme` alone. How
+clips are taken from videos stands in others' formats under a key of our own (`carried`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mme_targets import TargetConfig
 from mme_targets.files import atomic_path
 
+from .carried import KEY, SAID, carried
 from .checkpoints import FORMAT
+from .finetune_recipe import ViewConfig
 from .key_maps import Style, names, rows_of_released
 from .recipe import Recipe
 from .vit import MEAN, STD, decoder_shape, encoder_shape
@@ -85,15 +89,15 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     kind = "encoder" if left else weights.kind
     card = _card(weights, to, kind, left)
     if not whole:
-        _write(state, out, _about(weights) if to == "mme" else None)
-        with atomic_path(out.with_suffix(".md")) as path:
+        _write(state, out, _about(weights) if to == "mme" else None, carried(weights))
+        with atomic_path(_card_path(out)) as path:
             path.write_text(card)
         return Written(out, len(state), left)
     beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         beside.mkdir(parents=True)
         about = {"mme": _about(weights), "hf": {"format": "pt"}}.get(to)
-        _write(state, beside / _NAMES[to], about)
+        _write(state, beside / _NAMES[to], about, carried(weights))
         if to == "hf":
             for name, values in _hf_files(weights, kept, kind).items():
                 (beside / name).write_text(json.dumps(values, indent=2) + "\n")
@@ -104,6 +108,11 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Written(out, len(state), left)
+
+
+def _card_path(file: Path) -> Path:
+    """The card beside a file: under its whole name, so that x.pt and x.pth have one each."""
+    return file.with_name(f"{file.name}.md")
 
 
 def _check_out(out: Path, to: Format, whole: bool) -> None:
@@ -117,7 +126,7 @@ def _check_out(out: Path, to: Format, whole: bool) -> None:
         raise ValueError(
             f"{out} ends in {out.suffix}; {to} is written as {Path(_NAMES[to]).suffix}"
         )
-    for path in (out, out.with_suffix(".md")):
+    for path in (out, _card_path(out)):
         if path.exists():
             raise FileExistsError(f"{path} is there already; name a new file")
 
@@ -187,11 +196,13 @@ def _about(weights: Weights) -> dict[str, str]:
     return about | {"source": weights.origin}
 
 
-def _write(state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None) -> None:
+def _write(
+    state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None, said: dict[str, Any]
+) -> None:
     """A safetensors file with that metadata, or without any what `torch.save` writes."""
     with atomic_path(path) as beside:
         if about is None:
-            torch.save({"model": {k: _alone(v) for k, v in state.items()}}, beside)
+            torch.save({"model": {k: _alone(v) for k, v in state.items()}, KEY: said}, beside)
             return
         from safetensors.torch import save_file
 
@@ -249,11 +260,13 @@ def _hf_files(weights: Weights, kept: Mapping[str, Tensor], kind: str) -> dict[s
     if kind == "classifier":
         config["id2label"] = {str(i): name for i, name in enumerate(weights.classes)}
         config["label2id"] = {name: i for i, name in enumerate(weights.classes)}
+    config[KEY] = {name: said for name, said in carried(weights).items() if name not in SAID}
+    short_side = clip.short_side or clip.size if isinstance(clip, ViewConfig) else clip.size
     # Frames here are normalised by ImageNet's mean and deviation; the processor's default is .5.
     processor = {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": clip.size},
+        "size": {"shortest_edge": short_side},
         "resample": 2,
         "do_center_crop": True,
         "crop_size": {"height": clip.size, "width": clip.size},
@@ -301,8 +314,9 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         "",
         f"This is {what}: a video transformer of {shape.depth} blocks of width {shape.width} with "
         f"{shape.heads} heads, on {clip.frames} frames of {clip.size}×{clip.size} px in patches of "
-        f"{clip.tubelet}×{clip.patch}×{clip.patch}. Frames are RGB, normalised by ImageNet's mean "
-        "and deviation. "
+        f"{clip.tubelet}×{clip.patch}×{clip.patch}. "
+        + (_sampling(clip) if ours else "")
+        + "Frames are RGB, normalised by ImageNet's mean and deviation. "
         + (
             "Positions are fixed sinusoids and not among the weights."
             if weights.recipe.model.backbone == "vit"
@@ -334,6 +348,16 @@ def _card(weights: Weights, to: Format, kind: str, left: Mapping[str, str]) -> s
         "",
     ]
     return "\n".join(lines)
+
+
+def _sampling(clip: TargetConfig | ViewConfig) -> str:
+    """Which frames of a video a clip has."""
+    if not isinstance(clip, ViewConfig):
+        return f"They lie {clip.stride} raw frames apart. "
+    segments = f"There is one of each of {clip.frames} equal segments of the video"
+    lie = segments if clip.sampling == "segments" else f"They lie {clip.stride} raw frames apart"
+    resized = f"; the video's short side is {clip.short_side or clip.size} px"
+    return f"{lie}{resized}. Tested in {clip.test_clips} × {clip.test_crops} views. "
 
 
 def _about_versions(to: Format, kind: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import keys
-from .checkpoints import fit_state
 from .classifier import Classifier
-from .convert import load_encoder_state
 from .finetune_recipe import FinetuneRecipe
-from .foreign import open_weights
-from .labels import class_names, data_hash, matched, oddities
+from .foreign import locate
+from .initial import initialised
+from .labels import Relabelled, class_names, data_hash, matched, oddities
 from .loading import Loader, Unreadable, beside, worker_count
-from .mvit import resized_positions
 from .prefetch import prefetched
-from .recipe import Recipe
-from .results import Row, figure, pretraining, write_row
-from .sources import Source
+from .results import Row, figure, write_row
+from .scores import TOP
 from .view_data import ViewBatch, eval_loader, train_loader
 from .views import open_videos, seeded
 
@@ -58,10 +54,15 @@ class Finetuning:
     def __init__(self, recipe: FinetuneRecipe) -> None:
         self.recipe = recipe
         views, train, config = recipe.views, recipe.train, recipe.classifier
+        if recipe.init:
+            locate(recipe.init)  # before any work, whether there is one
         self.source = open_videos(recipe.data, views, seed=train.seed)
         self.classes = class_names(self.source, f"data {recipe.data}")
         self.val = self._held_out_videos()
-        self.odd = oddities(self.source, self.val, self.classes)
+        self.notes = [
+            *(self.val.notes if self.val else ()),
+            *oddities(self.source, self.val, self.classes),
+        ]
         count, videos = len(self.source), train.batch_size // views.repeats
         if videos > count:
             raise ValueError(
@@ -73,7 +74,9 @@ class Finetuning:
         torch.manual_seed(keys.number(train.seed, 0, 0, "weights"))
         self.classifier = Classifier(recipe.model, views, len(self.classes), config)
         self.model: nn.Module = self.classifier
-        self.init = _initialised(self.classifier, recipe.init) if recipe.init else {}
+        self.init = initialised(self.classifier, recipe) if recipe.init else {}
+        if "left_out" in self.init:
+            self.notes.append(f"{recipe.init}: {self.init['left_out']} not taken")
         self.groups = layer_groups(self.classifier, config.layer_decay, train.weight_decay)
         self.judged = self.val is not None
         self.ema = config.ema
@@ -144,14 +147,18 @@ class Finetuning:
             yield self._blank(None).to(device), 0
 
     def measure(self, model: nn.Module, batch: ViewBatch) -> dict[str, Tensor]:
-        """Cross-entropy, and the share of views whose class is first, or among the first five."""
+        """Cross-entropy, and the share of views whose class is first, or among the first five
+        where there are more than that.
+        """
         logits = model(batch.rgb).float()
-        best = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
-        return {
+        best = logits.topk(min(TOP, logits.shape[1])).indices == batch.labels[:, None]
+        found = {
             "loss": F.cross_entropy(logits, batch.labels),
             "accuracy": best[:, 0].float().mean(),
-            "top5": best.any(dim=1).float().mean(),
         }
+        if logits.shape[1] > TOP:
+            found["top5"] = best.any(dim=1).float().mean()
+        return found
 
     def score(self, measured: dict[str, float]) -> float | None:
         """The share of held-out videos that are told wrong."""
@@ -183,7 +190,7 @@ class Finetuning:
         if "val/accuracy" not in last:
             return {}
         names = ("accuracy", "top5", *(("ema/accuracy", "ema/top5") if self.ema else ()))
-        found = {name: 100 * last[f"val/{name}"] for name in names}
+        found = {name: 100 * last[f"val/{name}"] for name in names if f"val/{name}" in last}
         assert self.val is not None
         videos = min(self.recipe.train.val_clips, len(self.val))
         row = Row(
@@ -193,7 +200,7 @@ class Finetuning:
             clips=1,
             crops=1,
             accuracy=found["accuracy"],
-            top5=found["top5"],
+            top5=found.get("top5"),
             method=self.init.get("method", "from scratch"),
             data=self.init.get("data", "-"),
             epochs=self.init.get("epochs", "-"),
@@ -205,7 +212,7 @@ class Finetuning:
         ]
         return {"figures": figures}
 
-    def _held_out_videos(self) -> Source | None:
+    def _held_out_videos(self) -> Relabelled | None:
         recipe = self.recipe
         synthetic = recipe.data.split(":")[0] == "synthetic"
         val = recipe.val or ("synthetic" if synthetic else "")
@@ -311,24 +318,13 @@ def finetune(
     """
     from . import runs
 
-    def make() -> Finetuning:
-        job = Finetuning(recipe)
-        if int(os.environ.get("RANK", "0")) == 0:
-            for text in job.odd:
-                print(f"note: {text}", file=sys.stderr)
-            left = job.init.get("left_out")
-            if left:
-                print(f"note: {recipe.init}: {left} not taken", file=sys.stderr)
-        return job
-
-    return runs.run(make, recipe, out, resume=resume, cpu=cpu)
+    return runs.run(lambda: Finetuning(recipe), recipe, out, resume=resume, cpu=cpu)
 
 
 def add_arguments(parser: Any) -> None:
     """Arguments of `mme finetune`."""
-    from .finetune_recipe import FINETUNING
     from .options import add_recipe
-    from .recipe import recipe_names
+    from .recipe import FINETUNING, recipe_names
 
     parser.add_argument("--out", type=str, required=True, metavar="DIR",
                         help="folder of the run: recipe, metrics.jsonl, checkpoints, row.md, "
@@ -358,24 +354,6 @@ def run(args: Any) -> int:
                   f"videos, {one['views']} views")  # fmt: skip
         print(f"checkpoints, metrics.jsonl and summary.json -> {args.out}")
     return 0
-
-
-def _initialised(model: Classifier, path: str) -> dict[str, Any]:
-    """Put a checkpoint's encoder into the classifier; what there is to say of its pre-training."""
-    state, facts = load_encoder_state(path)
-    about = open_weights(path).about
-    held = {key: value for key, value in state.items() if not key.startswith("norm.")}
-    wanted = model.encoder.state_dict()
-    held = resized_positions(held, wanted)
-    model.encoder.load_state_dict(fit_state(held, wanted, path))
-    found: dict[str, Any] = {"path": path, **facts}
-    if facts.get("kind") == "classifier":
-        found["left_out"] = "its head and the norm before it, which are of its own classes, are"
-    if about.get("kind") == "pretrain":
-        found |= pretraining(Recipe.from_json(about["recipe"]))
-    else:
-        found["method"] = f"from {Path(path).name}"
-    return found
 
 
 def _json(classes: tuple[str, ...]) -> str:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mme_targets.settings import Config, number
+from mme_targets.settings import Config, ConfigError, number
 
-from .recipe import ModelConfig, TrainConfig, is_number, read_recipe
+from .recipe import (
+    FINETUNING,
+    PRETRAINING,
+    ModelConfig,
+    Recipe,
+    TrainConfig,
+    is_number,
+    load_recipe,
+    read_recipe,
+    recipe_names,
+    resolve,
+)
 
-__all__ = ["ClassifierConfig", "FinetuneRecipe", "ViewConfig", "load_finetune_recipe"]
-
-FINETUNING = "recipes/finetune"
-"""Folder of this package's fine-tuning recipes."""
+__all__ = ["ClassifierConfig", "FinetuneRecipe", "ViewConfig", "load_any", "load_finetune_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +83,8 @@ class ViewConfig(Config):
     prefetch: int = number(2, 1, 64)
     """Batches that each worker prepares ahead."""
     max_unreadable: float = number(0.1, 0, 1)
-    """Stop when more than this share of the videos met so far cannot be read."""
+    """Stop when more than this share of the videos met so far cannot be read; one may be, however
+    few they are, unless this is 0."""
 
     def _check_together(self) -> None:
         if self.frames % self.tubelet:
@@ -161,3 +172,31 @@ def load_finetune_recipe(
 ) -> FinetuneRecipe:
     """Read a fine-tuning recipe by name or path; errors as `read_recipe`."""
     return read_recipe(FinetuneRecipe, name, changes, FINETUNING)
+
+
+def load_any(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe | FinetuneRecipe:
+    """Read a recipe of either job by name or path; a name that both have is pre-training's.
+
+    A file is fine-tuning's where it or one of its bases states fields that only that has.
+
+    Raises
+    ------
+    ConfigError
+        As `read_recipe`.
+    """
+    text = str(name)
+    first, second = recipe_names(PRETRAINING), recipe_names(FINETUNING)
+    if text not in (*first, *second) and not Path(text).is_file():
+        near = difflib.get_close_matches(text, [*second, *first], 3, 0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"recipe: there is no recipe {text!r}, by name or as a file{hint}")
+    if text not in first and (text in second or _is_finetuning(name)):
+        return load_finetune_recipe(name, changes)
+    return load_recipe(name, changes)
+
+
+def _is_finetuning(file: str | Path) -> bool:
+    for folder in (PRETRAINING, FINETUNING):
+        with suppress(ConfigError):  # its base is one that the other job has
+            return bool(resolve(file, folder=folder).keys() & {"views", "classifier", "init"})
+    return False

@@ -15,13 +15,22 @@ from typing import NamedTuple
 
 import torch
 
+from .finetune_recipe import FinetuneRecipe
 from .masking import masked_count
 from .mme import target_widths
 from .mvit import build_encoder, build_model
 from .recipe import ModelConfig, Recipe
 from .vit import HIDDEN, ClipShape, Shape, decoder_shape, encoder_shape, token_grid
 
-__all__ = ["Counts", "Row7f", "count", "describe", "encoder_count", "table7f"]
+__all__ = [
+    "Counts",
+    "Row7f",
+    "count",
+    "describe",
+    "describe_classifier",
+    "encoder_count",
+    "table7f",
+]
 
 CLASSES = 400
 """Kinetics-400's; with their classifier the paper's backbone has 87 M parameters."""
@@ -166,6 +175,30 @@ def describe(recipe: Recipe) -> str:
             f"({counts.paper / 1e9:.1f} G as the paper counts), "
             f"{counts.parameters / 1e6:.1f} M parameters",
             training,
+        )
+    )
+
+
+def describe_classifier(recipe: FinetuneRecipe) -> str:
+    """The same of a fine-tuning recipe, whose classes are not known before its data."""
+    model, views = recipe.model, recipe.views
+    with torch.device("meta"):
+        network = build_encoder(model, views)
+    t, h, w = token_grid(views)
+    own, giga = _parameters(network), encoder_count(model, views) / 1e9
+    shape = encoder_shape(model)
+    size = f"width {shape.width}, depth {shape.depth}, heads {shape.heads}"
+    if model.backbone != "vit":
+        size = "MViTv2-S, 16 blocks of width 96 to 768"
+    count = views.test_clips * views.test_crops
+    return "\n".join(
+        (
+            f"encoder: {size}; a linear layer on the mean of its tokens",
+            f"a view: {views.frames} frames of {views.size} px, {t}x{h}x{w} patches",
+            f"fine-tuning: {giga:.1f} G multiply-adds a view, {own / 1e6:.1f} M parameters "
+            f"({(own + (network.width + 1) * CLASSES) / 1e6:.1f} M with a classifier of {CLASSES})",
+            f"testing: {views.test_clips} x {views.test_crops} views, {count * giga:.1f} G "
+            "multiply-adds a video",
         )
     )
 

@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .carried import KEY
 from .checkpoints import latest
 
-__all__ = ["Opened", "open_weights"]
+__all__ = ["Opened", "locate", "open_weights"]
 
 ALLOWED = (argparse.Namespace,)
 """Classes that a pickle may name, beside torch's own tensors and containers."""
@@ -57,6 +58,7 @@ class Opened(NamedTuple):
     path : the file, or the index of its shards.
     tensors : by key, on the CPU, mapped from the disk where the format allows.
     config : of the config.json beside it, as Hugging Face writes one; empty where there is none.
+    carried : what this project's exports say beside the weights (`carried`); None without.
     about : metadata of a safetensors file.
     options : what the program that made it was run with, where it says; plain values.
     left : what else the file holds and is not read, with the reason.
@@ -68,6 +70,7 @@ class Opened(NamedTuple):
     about: dict[str, str]
     options: dict[str, Any]
     left: dict[str, str]
+    carried: Any = None
 
 
 def open_weights(path: str | os.PathLike[str]) -> Opened:
@@ -80,27 +83,32 @@ def open_weights(path: str | os.PathLike[str]) -> Opened:
     ValueError
         If it would run code to be read (the class is named), or holds no weights.
     """
-    file = _locate(Path(path))
+    file = locate(path)
     beside = file.parent / "config.json"
     config = _json(beside) if beside.is_file() else {}
     about: dict[str, str] = {}
     options: dict[str, Any] = {}
     left: dict[str, str] = {}
+    beyond: Any = config.get(KEY)
     if file.name in SHARDED:
         tensors = _shards(file)
     elif _is_safetensors(file):
         tensors, about = _safetensors(file)
     else:
-        tensors, options, left = _unpack(_restricted(file), file)
+        loaded = _restricted(file)
+        tensors, options, left = _unpack(loaded, file)
+        beyond = loaded.get(KEY, beyond)
     for wrapper in WRAPPERS:
         if tensors and all(key.startswith(wrapper) for key in tensors):
             tensors = {key[len(wrapper) :]: value for key, value in tensors.items()}
     if not tensors:
         raise ValueError(f"{file} holds no weights")
-    return Opened(file, tensors, config, about, options, left)
+    return Opened(file, tensors, config, about, options, left, beyond)
 
 
-def _locate(path: Path) -> Path:
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The file, or index of shards, of a checkpoint; FileNotFoundError where there is none."""
+    path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
@@ -200,7 +208,7 @@ def _unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any],
     if isinstance(options, argparse.Namespace):
         options = vars(options)
     others: Iterable[Any] = () if holder is None else loaded
-    left = {str(key): "not weights" for key in others if key not in (holder, "args")}
+    left = {str(key): "not weights" for key in others if key not in (holder, "args", KEY)}
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     left |= {str(key): "no tensor" for key, value in state.items() if not isinstance(value, Tensor)}
     plain = (bool, int, float, str)

@@ -29,6 +29,8 @@ class Job(Protocol):
     """Whether there are held-out clips, whose `score` then names the best checkpoint."""
     ema: float
     """Decay of an average of the weights that is kept beside them; 0: none."""
+    notes: list[str]
+    """What a user should know before it begins."""
     metadata: dict[str, str]
     """What the header of its checkpoints says beside the recipe."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -10,20 +11,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .lists import NAMING
+
 if TYPE_CHECKING:
     from .sources import Source
 
-__all__ = ["Relabelled", "class_names", "data_hash", "matched", "oddities"]
+__all__ = ["Relabelled", "class_names", "data_hash", "matched", "numbered", "oddities", "some"]
 
 SHOWN = 10
 """Names that a message lists."""
 
 
 class Relabelled:
-    """The videos of a source with other labels, and the names of its classes."""
+    """The videos of a source with other labels, the names of its classes, and what was assumed."""
 
-    def __init__(self, source: Source, labels: Sequence[int], classes: Sequence[str]) -> None:
-        self.source, self.classes = source, tuple(classes)
+    def __init__(
+        self,
+        source: Source,
+        labels: Sequence[int],
+        classes: Sequence[str],
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.source, self.classes, self.notes = source, tuple(classes), list(notes)
         self._labels = np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -88,21 +97,22 @@ def class_names(source: Source, what: str) -> tuple[str, ...]:
     return known or tuple(str(label) for label in range(max(labels) + 1))
 
 
-def matched(source: Source, classes: Sequence[str], what: str) -> Source:
+def matched(source: Source, classes: Sequence[str], what: str) -> Relabelled:
     """The source with labels that are places in `classes`, which its own may not be.
 
-    Where its classes have names they are matched by these, else labels are taken as they are.
+    Where its classes have names they are matched by these, else labels are taken as they are, as
+    `numbered` says.
 
     Raises
     ------
     ValueError
-        If a video has no label, or is of a class that is not among `classes`.
+        If a video has no label, or is of a class that is not among `classes`; as `numbered`.
     """
     labels = _labels(source, what)
     own = tuple(getattr(source, "classes", ()) or ())
     if not own or own == tuple(classes):
         _in_range(source, labels, len(classes), what)
-        return Relabelled(source, labels, classes)
+        return Relabelled(source, labels, classes, numbered(source, labels, classes, what))
     place = {name: number for number, name in enumerate(classes)}
     foreign = [own[label] for label in sorted(set(labels)) if own[label] not in place]
     if foreign:
@@ -111,6 +121,52 @@ def matched(source: Source, classes: Sequence[str], what: str) -> Source:
             + _listed(foreign)
         )
     return Relabelled(source, [place[own[label]] for label in labels], classes)
+
+
+def numbered(source: Source, labels: Sequence[int], classes: Sequence[str], what: str) -> list[str]:
+    """What is assumed where only one of a list and the `classes` trained on has names: a message.
+
+    Then a label is taken as the place of its class, though the list may number classes otherwise.
+
+    Parameters
+    ----------
+    labels : of the videos, places in `classes`; below 0 where unknown.
+
+    Raises
+    ------
+    ValueError
+        Where the names of folders contradict it: all videos of a folder that is called as one class
+        is have the number of another.
+    """
+    own = tuple(getattr(source, "classes", ()) or ())
+    if all(label < 0 for label in labels):
+        return []
+    unnamed = all(name.isdecimal() for name in classes)
+    if unnamed and own and own != tuple(classes):
+        return [
+            f"{what}: its {len(own)} classes have names, the {len(classes)} trained on have "
+            f"numbers alone; these were taken for {_pairs(own)}"
+        ]
+    if unnamed or own:
+        return []
+    place = {name: number for number, name in enumerate(classes)}
+    found: dict[str, set[int]] = {}
+    for index, label in enumerate(labels):
+        folder = os.path.basename(os.path.dirname(video_path(source, index)))
+        if folder in place and label >= 0:
+            found.setdefault(folder, set()).add(label)
+    for folder, numbers in found.items():
+        if len(numbers) == 1 and place[folder] not in numbers:
+            number = numbers.pop()
+            raise ValueError(
+                f"{what}: numbers classes otherwise than the {len(classes)} trained on "
+                f"({_pairs(classes)}): its videos in the folder {folder!r} have {number}, which "
+                f"is {classes[number]!r}; write these numbers, or name the classes by {NAMING}"
+            )
+    return [
+        f"{what}: its labels are numbers; they were taken for those of the {len(classes)} classes "
+        f"trained on: {_pairs(classes)}"
+    ]
 
 
 def oddities(train: Source, val: Source | None, classes: Sequence[str]) -> list[str]:
@@ -146,6 +202,17 @@ def data_hash(source: Source) -> str:
         text = f"{source.name(index)}\0{source.label(index)}\n"
         digest.update(text.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def some(names: Sequence[str], count: int | None = None) -> str:
+    """The first five of `names`, and how many more there are of `count`."""
+    count = len(names) if count is None else count
+    shown = list(names[:5])
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
+
+
+def _pairs(classes: Sequence[str]) -> str:
+    return some([f"{number} = {name}" for number, name in enumerate(classes[:5])], len(classes))
 
 
 def _labels(source: Source, what: str) -> list[int]:

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .finetune_recipe import FinetuneRecipe
-from .labels import video_path
+from .labels import some, video_path
 from .sources import Source
 
-__all__ = ["known_labels", "seen_in_training", "some", "unique_videos"]
+__all__ = ["known_labels", "seen_in_training", "unique_videos"]
 
 
 def known_labels(source: Source, classes: Sequence[str], spec: str) -> npt.NDArray[np.int64]:
@@ -87,7 +87,7 @@ def seen_in_training(source: Source, recipe: FinetuneRecipe) -> list[str]:
     if recipe.data.split(":")[0] == "synthetic":
         return []
     try:
-        trained = open_videos(recipe.data, recipe.views, seed=recipe.train.seed)
+        trained = open_videos(recipe.data, recipe.views, seed=recipe.train.seed, quiet=True)
     except (OSError, ValueError):
         return []
     paths = {os.path.realpath(video_path(trained, i)) for i in range(len(trained))}
@@ -98,10 +98,3 @@ def seen_in_training(source: Source, recipe: FinetuneRecipe) -> list[str]:
     ]
     said = f"{len(also)} videos were trained on; accuracies will be too high: {some(also)}"
     return [said] if also else []
-
-
-def some(names: Sequence[str], count: int | None = None) -> str:
-    """The first five of `names`, and how many more there are of `count`."""
-    count = len(names) if count is None else count
-    shown = list(names[:5])
-    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")

@@ -22,6 +22,12 @@ SUFFIXES = frozenset(
 )
 """How the names of videos end, in small letters."""
 
+NAMING = (
+    "a folder with one sub-folder a class; or classInd.txt beside the list, a line a class such as "
+    "'1 cat', and labels from 1 (UCF101's way); or the lists of HMDB51 or SSv2"
+)
+"""How classes get names."""
+
 FORMATS = ("csv", "ucf101", "hmdb51", "ssv2", "paths")
 
 _LABELLED = re.compile(
@@ -87,8 +93,9 @@ def read_list(
     OSError
         If there is no such list, or it is a folder where a file is meant.
     ValueError
-        Naming file and line: for a line that does not parse, a label that is no number, a template
-        without a label; for a list that is empty or not of its format.
+        Naming file and line: for a line that does not parse, a label that is no number (and how
+        classes get names), a template without a label; for a list that is empty or not of its
+        format.
     """
     path = Path(path)
     if format not in ("auto", *FORMATS):
@@ -159,9 +166,10 @@ def _labelled(path: Path, number: int, line: str, low: int) -> tuple[str, int]:
         )
     label = _whole(match["label"])
     if label is None:
+        named = f"; for classes with names take {NAMING}" if low < 0 else ""
         raise ValueError(
             f"{path}, line {number}: the label {match['label']!r} is no whole number "
-            f"(a line is a path and a label; there is no header)"
+            f"(a line is a path and a label; there is no header){named}"
         )
     if not low <= label < 2**31:
         raise ValueError(f"{path}, line {number}: the label is {label}; must be {low} or more")

@@ -213,7 +213,8 @@ class Unreadable:
     Parameters
     ----------
     videos : how many there are.
-    allowed : share of those met that may be unreadable; `field` is what sets it.
+    allowed : share of those met that may be unreadable; `field` is what sets it. One may be,
+        however few there are, unless the share is 0.
     """
 
     def __init__(self, videos: int, allowed: float, field: str) -> None:
@@ -227,10 +228,12 @@ class Unreadable:
             self.met.update(batch.names)
             self.lost.update(batch.skipped)
         met = len(self.met) + len(self.lost)
-        if len(self.lost) > self.allowed * met and met >= min(100, self.videos):
+        most = max(1.0, self.allowed * met) if self.allowed else 0.0
+        if len(self.lost) > most and met >= min(100, self.videos):
             raise TrainingError(
                 f"{len(self.lost)} of the {met} videos met cannot be read, more than "
-                f"{self.field} ({self.allowed}) allows; skipped.csv lists them:\n"
+                f"{self.field} ({self.allowed}) allows; with a larger --{self.field} (and "
+                "--resume auto) training goes on without them; skipped.csv lists them:\n"
                 + "\n".join(f"  {name}: {why}" for name, why in list(self.lost.items())[:10])
             )
 

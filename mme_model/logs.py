@@ -132,6 +132,13 @@ class Progress:
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def hint(self, text: str) -> None:
+        """Say what holds until the step is done: in the bar, where there is one."""
+        if self._bar is not None:
+            self._bar.update(self._task, what=text)
+        else:
+            self.say(text)
+
     def close(self) -> None:
         """Leave the bar where it is."""
         if self._bar is not None:

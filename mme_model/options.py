@@ -13,7 +13,7 @@ from mme_targets.settings import Config
 
 from .recipe import Recipe, TrainConfig
 
-__all__ = ["add_recipe", "changes_of"]
+__all__ = ["add_fields", "add_recipe", "changes_of"]
 
 
 def _fields(
@@ -40,8 +40,16 @@ def add_recipe(parser: Any, cls: type[Config] = Recipe, names: Sequence[str] = (
     named = ", ".join(names) or "`mme recipes` lists them"
     parser.add_argument("--recipe", type=str, default="tiny", metavar="NAME|FILE",
                         help=f"by name ({named}), or a YAML file")  # fmt: skip
+    add_fields(parser, cls)
+
+
+def add_fields(parser: Any, cls: type[Config], beside: type[Config] | None = None) -> None:
+    """Add an option for every field of a recipe `cls`, less those that `beside` has as well."""
     groups: dict[str, Any] = {}
+    there = {name for name, *_ in _fields(beside)} if beside else set()
     for name, value, doc, owner in _fields(cls):
+        if name in there:
+            continue
         title = {cls: "data", TrainConfig: "training"}.get(owner, name.rsplit(".", 1)[0])
         if title not in groups:
             groups[title] = parser.add_argument_group(title)

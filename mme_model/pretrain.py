@@ -71,6 +71,7 @@ class Pretraining:
         self.groups = _groups(self.model, recipe.train.weight_decay)
         self.judged = self.val is not None
         self.metadata: dict[str, str] = {}
+        self.notes: list[str] = []
         self._maker = TargetMaker(recipe.targets, shuffle=recipe.clips.shuffle)
         self._held: HeldOut | None = None
         self._counts = True

@@ -25,12 +25,12 @@ from .checkpoints import FORMAT, fit_state
 from .evaluate import BATCH, add_views, views_of
 from .features import Features, cached_features
 from .finetune_recipe import FinetuneRecipe, ViewConfig
-from .labels import class_names, data_hash, oddities
+from .labels import class_names, data_hash, numbered, oddities
 from .linear import LinearProbe, ProbeConfig, neighbours, sweep, train_linear
 from .listed import known_labels, unique_videos
 from .mvit import build_encoder
 from .recipe import Recipe, load_recipe
-from .reports import out_folder, write_report
+from .reports import add_overwrite, out_folder, refuse_others, write_report
 from .results import Row, figure, pretraining
 from .runs import versions
 from .scores import Predictions
@@ -66,6 +66,7 @@ def probe(
     batch: int = BATCH,
     precision: str = "auto",
     unreadable: Literal["wrong", "exclude"] = "wrong",
+    overwrite: bool = False,
     cpu: bool = False,
 ) -> dict[str, Any]:
     """Train and test a linear layer on frozen features; returns the summary that is also written.
@@ -87,7 +88,7 @@ def probe(
     sweep_lr : choose the learning rate by a fifth of the training videos.
     knn : measure 20 nearest neighbours as well, or all where there are fewer: the cosine of
         normalised features, averaged over the views, temperature .07.
-    unreadable : as in `evaluate`; training goes on without such videos.
+    unreadable, overwrite : as in `evaluate`; training goes on without unreadable videos.
 
     Raises
     ------
@@ -108,6 +109,10 @@ def probe(
     seen = _views_of(frozen.recipe).replace(**{"test_clips": CLIPS, "test_crops": CROPS,
                                                **(views or {})})  # fmt: skip
     specs = _specs(frozen.recipe, data, val)
+    named = None if checkpoint is None else os.fspath(checkpoint)
+    whose = {"job": "probe", "checkpoint": named, "init": {"from": init, **frozen.said},
+             "data": specs[0], "val": specs[1]}  # fmt: skip
+    refuse_others(folder, whose, overwrite)
     seed = frozen.recipe.train.seed
     train = open_videos(specs[0], seen, seed=seed, testing=True)
     test = open_videos(specs[1], seen, seed=seed, held_out=True, testing=True)
@@ -115,6 +120,7 @@ def probe(
     labels = known_labels(test, classes, specs[1])
     if not (labels >= 0).any():
         raise ValueError(f"val {specs[1]}: no video has a label; there is nothing to measure")
+    assumed = numbered(test, labels.tolist(), classes, f"val {specs[1]}")
     videos, notes = unique_videos(test, labels)
     encoder = frozen.encoder.to(state.device).eval()
     kept = Path(cache) if cache is not None else folder / "features"
@@ -147,11 +153,7 @@ def probe(
     missing = [f"not trained on: {name}: {why}" for name, why in lost[:10]]
     missing += [f"… and {len(lost) - 10} more"] * (len(lost) > 10)
     about = {
-        "job": "probe",
-        "checkpoint": None if checkpoint is None else os.fspath(checkpoint),
-        "init": {"from": init, **frozen.said},
-        "data": specs[0],
-        "val": specs[1],
+        **whose,
         "data_hash": data_hash(train),
         "val_hash": data_hash(test),
         "trained_on": {"videos": len(train) - len(lost), "unreadable": len(lost)},
@@ -159,7 +161,7 @@ def probe(
         "unreadable": unreadable,
         "probe": config.to_dict(),
         "sweep": [{"lr": lr, "accuracy": share, "unit": "%"} for lr, share in tried],
-        "notes": [*notes, *oddities(train, test, classes), *missing],
+        "notes": [*assumed, *notes, *oddities(train, test, classes), *missing],
         "recipe": {"model": frozen.recipe.model.to_dict(), "views": seen.to_dict()},
         "versions": versions(),
     }
@@ -353,6 +355,7 @@ def add_arguments(parser: Any) -> None:
                         metavar="wrong|exclude",
                         help="what a video that cannot be read is in the accuracy that is "
                         "quoted; both are reported")  # fmt: skip
+    add_overwrite(parser)
     add_views(parser, clips=f"{CLIPS}", crops=f"{CROPS}")
 
 
@@ -368,7 +371,7 @@ def run(args: Any) -> int:
         args.checkpoint or None, args.data, args.val, out=args.out, init=args.init,
         recipe=args.recipe, views=views_of(args), config=config, sweep_lr=args.sweep,
         knn=args.knn, cache=args.cache or None, batch=args.batch, precision=args.precision,
-        unreadable=args.unreadable, cpu=args.cpu,
+        unreadable=args.unreadable, overwrite=args.overwrite, cpu=args.cpu,
     )  # fmt: skip
     PartialState().destroy_process_group()
     return 0

@@ -30,8 +30,10 @@ __all__ = [
 
 R = TypeVar("R", bound=Config)
 
-PRETRAINING = "recipes"
-"""Folder of this package's pre-training recipes; those of other jobs lie below it."""
+PRETRAINING, FINETUNING = "recipes", "recipes/finetune"
+"""Folders of this package's recipes, of each job."""
+JOBS = {PRETRAINING: "mme pretrain", FINETUNING: "mme finetune"}
+"""The command that takes the recipes of a folder."""
 
 
 def is_number(value: object) -> bool:
@@ -144,7 +146,8 @@ class ClipConfig(Config):
     prefetch: int = number(2, 1, 64)
     """Batches that each worker prepares ahead."""
     max_unreadable: float = number(0.1, 0, 1)
-    """Stop when more than this share of the videos met so far cannot be read."""
+    """Stop when more than this share of the videos met so far cannot be read; one may be, however
+    few they are, unless this is 0."""
 
     def _check_together(self) -> None:
         if not self.scales or not all(is_number(s) and 0 < s <= 1 for s in self.scales):
@@ -348,6 +351,9 @@ def _path(name: str | Path, seen: tuple[str, ...], folder: str) -> Path:
 
     near = difflib.get_close_matches(text, recipe_names(folder), 3, 0.4)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
+    for other, job in JOBS.items():
+        if text in recipe_names(other):
+            raise ConfigError(f"{whose}{text!r} is one of {job}, not of {JOBS[folder]}{hint}")
     raise ConfigError(f"{whose}there is no recipe {text!r}, by name or as a file{hint}")
 
 

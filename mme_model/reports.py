@@ -7,20 +7,24 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mme_targets.files import atomic_path
 
+from .checkpoints import checkpoints
 from .confusion import draw_confusion
 from .results import Row, figure, write_row
 from .scores import Predictions, confusion, figures, write_classes, write_parquet
 
-__all__ = ["headline", "out_folder", "write_report"]
+__all__ = ["add_overwrite", "headline", "out_folder", "refuse_others", "write_report"]
 
 LISTED = 10
 """Unreadable videos that are printed; the files name them all."""
+WHOSE = ("job", "checkpoint", "init", "data", "val")
+"""What results are of, in their summary."""
 
 
 def out_folder(out: str | os.PathLike[str]) -> Path:
@@ -30,6 +34,55 @@ def out_folder(out: str | os.PathLike[str]) -> Path:
         raise NotADirectoryError(f"--out is {folder}, which is a file; must be a folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def add_overwrite(parser: Any) -> None:
+    """The option that lets `refuse_others` pass."""
+    parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False,
+                        help="replace what --out holds of another checkpoint or other videos; "
+                        "results of the same are replaced in any case")  # fmt: skip
+
+
+def refuse_others(folder: Path, about: Mapping[str, Any], overwrite: bool) -> None:
+    """Make sure that results in the folder are those of the same command, or may be replaced.
+
+    Parameters
+    ----------
+    about : as `write_report`; compared is what `WHOSE` names.
+    overwrite : replace results of others; a run of training is never written over.
+
+    Raises
+    ------
+    ValueError
+        Where they are another's.
+    """
+    file = folder / "summary.json"
+    found: Any = None
+    if file.exists():
+        with suppress(ValueError):
+            found = json.loads(file.read_text())
+    found = found if isinstance(found, dict) else {}
+    if checkpoints(folder) or found.get("job", "test") not in ("test", "probe"):
+        raise ValueError(f"{folder} holds a run of training; choose another --out")
+    if not file.exists() or overwrite or _places(found) == _places(about):
+        return
+    said = ", ".join(f"{name} {value}" for name, value in _whose(found).items() if value)
+    raise ValueError(
+        f"{folder} holds the results of another test or probe ({said or 'damaged'}); choose "
+        "another --out, or --overwrite to replace them"
+    )
+
+
+def _places(about: Mapping[str, Any]) -> list[str]:
+    """`_whose`, paths written in full: "./run" is "run"."""
+    return [os.path.abspath(value) for value in _whose(about).values()]
+
+
+def _whose(about: Mapping[str, Any]) -> dict[str, str]:
+    """What tells results from others."""
+    init = about.get("init")
+    said = {**about, "init": init.get("from") if isinstance(init, Mapping) else init}
+    return {name: str(said.get(name) or "") for name in WHOSE}
 
 
 def write_report(
@@ -70,8 +123,10 @@ def write_report(
     summary = {**about, "counts": counts, "figures": [*found, *more]}
     if not write:
         return summary
-    for name in ("unreadable.csv", "classes.csv", "confusion.png", "row.md"):
-        (folder / name).unlink(missing_ok=True)  # of an earlier one, which this takes the place of
+    earlier = ["unreadable.csv", "classes.csv", "confusion.png", "row.md"]
+    earlier += ["probe.safetensors"] * (about["job"] == "test")
+    for name in earlier:
+        (folder / name).unlink(missing_ok=True)  # of one which this takes the place of
     write_parquet(made, folder / "predictions.parquet")
     lost = [(n, r) for n, r, ok in zip(made.names, made.reasons, made.read, strict=True) if not ok]
     if lost:

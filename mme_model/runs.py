@@ -62,6 +62,8 @@ def run(
     if first:
         _settle(recipe, folder, resume, began)
     job = make()
+    for text in job.notes if first else ():
+        print(f"note: {text}", file=sys.stderr)
     if began and began.step >= job.steps:
         print(f"{folder}: all {job.steps} steps are done", file=sys.stderr)
         return _read_summary(folder)

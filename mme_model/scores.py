@@ -18,6 +18,7 @@ from mme_targets.files import atomic_path
 __all__ = ["Predictions", "class_rows", "confusion", "figures", "write_classes", "write_parquet"]
 
 TOP = 5
+"""Of top-5 accuracy, which is said where there are more classes than that."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def class_rows(made: Predictions) -> list[dict[str, Any]]:
     """One row a class: its videos, those not read, those right, and what it is taken for.
 
     top1 and top5 are per cent of all its videos, those not read being wrong; None where it has
-    none.
+    none, and of top5 with 5 classes or fewer.
     """
     right = confusion(made)
     ranked = made.ranked()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,13 +14,14 @@ import torch
 from mme_targets.video import decode, probe
 
 from .keys import share
+from .labels import some
 from .lists import SUFFIXES, Entry, VideoList, read_list
 from .recipe import ClipConfig
 
 __all__ = ["Source", "VideoSource", "open_source", "read_folder"]
 
-_LOOKED_AT = 20
-"""Files of a list looked for before it is used; where not one is there, its root is wrong."""
+_LOOKED_FOR = 2000
+"""Files of a list that are looked for before it is used, spread over it."""
 
 
 class Source(Protocol):
@@ -153,8 +155,12 @@ def open_source(
     held_out: bool = False,
     frames: int = 64,
     size: int = 128,
+    quiet: bool = False,
 ) -> Source:
     """Open what a recipe's `data` or `val` names.
+
+    The files of a list are looked for, of a long one 2000; where some are not there, a note on
+    stderr says which.
 
     Parameters
     ----------
@@ -166,11 +172,12 @@ def open_source(
     held_out : for measurements: all of a list whatever the `fraction`, its test or validation split
         where it holds several, and other synthetic videos than those of training.
     frames, size : length and side of synthetic videos, px.
+    quiet : leave that note out.
 
     Raises
     ------
     OSError
-        If there is nothing at `spec`, or none of the first files of a list is where it says.
+        If there is nothing at `spec`, or not one of those files of a list is where it says.
     ValueError
         If there is no video in it, or it is no list (naming file and line).
     """
@@ -189,6 +196,8 @@ def open_source(
                 f"{spec}: fraction {clips.fraction:g} keeps none of {len(videos.entries)} videos"
             )
         videos = videos._replace(entries=tuple(kept))
+    if not quiet and int(os.environ.get("RANK", "0")) == 0:
+        _say_missing(spec, videos)
     return VideoSource(videos, short_side=clips.short_side)
 
 
@@ -215,13 +224,38 @@ def _videos(spec: str, clips: ClipConfig, split: str) -> VideoList:
     if path.is_dir() and clips.format != "hmdb51" and not _holds_splits(path):
         return read_folder(path)
     videos = read_list(path, clips.format, root=clips.root, split=split)
-    first = videos.entries[:_LOOKED_AT]
-    if not any(os.path.exists(entry.path) for entry in first):
+    if not any(os.path.exists(entry.path) for entry in _spread(videos)):
         raise FileNotFoundError(
-            f"{spec}: not one of its first {len(first)} videos is there; looked in "
-            f"{videos.root or '.'} for {first[0].name} and so on; is clips.root right?"
+            f"{spec}: not one of {_count_of(videos)} is there; looked in {videos.root or '.'} for "
+            f"{videos.entries[0].name} and so on; is the root right (clips.root, views.root, "
+            "--root)?"
         )
     return videos
+
+
+def _spread(videos: VideoList) -> Iterator[Entry]:
+    """The entries that are looked for."""
+    count = len(videos.entries)
+    most = min(count, _LOOKED_FOR)
+    return (videos.entries[i * count // most] for i in range(most))
+
+
+def _count_of(videos: VideoList) -> str:
+    count = len(videos.entries)
+    if count <= _LOOKED_FOR:
+        return f"its {count} videos"
+    return f"{_LOOKED_FOR} videos spread over its {count}"
+
+
+def _say_missing(spec: str, videos: VideoList) -> None:
+    """Name files of a list that are not there; they are met as videos that cannot be read."""
+    if videos.format in ("folder", "video"):  # found by looking
+        return
+    gone = [entry.path for entry in _spread(videos) if not os.path.exists(entry.path)]
+    if gone:
+        are = "is" if len(gone) == 1 else "are"
+        print(f"note: {spec}: {len(gone)} of {_count_of(videos)} {are} not there and cannot be "
+              f"read: {some(gone)}", file=sys.stderr)  # fmt: skip
 
 
 def _holds_splits(folder: Path) -> bool:

@@ -42,13 +42,19 @@ TRIES = 10
 
 
 def open_videos(
-    spec: str, config: ViewConfig, *, seed: int = 0, held_out: bool = False, testing: bool = False
+    spec: str,
+    config: ViewConfig,
+    *,
+    seed: int = 0,
+    held_out: bool = False,
+    testing: bool = False,
+    quiet: bool = False,
 ) -> Source:
     """Open what a recipe's `data` or `val` names.
 
     Parameters
     ----------
-    held_out : as `open_source`.
+    held_out, quiet : as `open_source`.
     testing : frames are for `test_views`, and resized as they are decoded.
 
     Raises
@@ -72,6 +78,7 @@ def open_videos(
         # Room for the start and the crop to vary.
         frames=span(config) + config.frames,
         size=config.size * 8 // 7,
+        quiet=quiet,
     )
 
 

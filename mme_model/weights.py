@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mme_targets import TargetConfig
 
+from .carried import Carried
 from .checkpoints import FORMAT, fit_state
 from .classifier import Classifier
 from .finetune_recipe import FinetuneRecipe, ViewConfig
@@ -96,10 +97,13 @@ def build(
 ) -> nn.Module:
     """The model of some weights; an encoder stands under `encoder`, with or without its norm."""
     if isinstance(recipe, FinetuneRecipe):
-        return Classifier(recipe.model, recipe.views, classes, recipe.classifier)
-    if kind == "pretrain":
+        if kind != "encoder":
+            return Classifier(recipe.model, recipe.views, classes, recipe.classifier)
+        encoder = build_encoder(recipe.model, recipe.views)
+    elif kind == "pretrain":
         return build_model(recipe.model, recipe.targets)
-    encoder = build_encoder(recipe.model, recipe.targets)
+    else:
+        encoder = build_encoder(recipe.model, recipe.targets)
     if not norm:
         encoder.norm = nn.Identity()
     return nn.ModuleDict({"encoder": encoder})
@@ -170,6 +174,7 @@ class _Reader:
         self.given = canonical(opened.tensors, style)
         self.left = dict(opened.left)
         self.notes: list[str] = []
+        self.carried = Carried(opened.carried)
         self.config: Mapping[str, Any] = {}
         if style == "hf" and opened.config:
             self.config = HF_DEFAULTS | opened.config
@@ -269,6 +274,7 @@ class _Reader:
                 raise ValueError(f"{self.opened.path}: image_size is {size}; must be a square")
             size = size[0]
         said = {"frames": self.config.get("num_frames", options.get("num_frames", 0)), "size": size}
+        said = {name: said[name] or self.carried.clip.get(name, 0) for name in said}
         clip = {"tubelet": weight.shape[2], "patch": weight.shape[3]}
         for name, usual in (("frames", 16), ("size", 224)):
             known = getattr(self.assumed, name) or (
@@ -283,13 +289,14 @@ class _Reader:
         """Fields of `ModelConfig`."""
         width = len(self.given[names("encoder.patch_embed.proj.weight", self.style)[0][0]][1])
         depth = count(self.given, self.style, "encoder")
-        heads = self.assumed.heads or self.config.get("num_attention_heads", 0)
+        heads = self.assumed.heads or self.config.get("num_attention_heads", self.carried.heads)
         shape = Shape(width, depth, heads or HUGE.get(width, max(1, width // 64)))
         size = next((name for name, known in SIZES.items() if known == shape), None)
         model: dict[str, Any] = {"size": size} if size else shape._asdict()
         if kind == "pretrain":
             inner = self.given["mask_token"][1].shape[-1]
-            usual = max(1, shape.heads // 2)  # VideoMAE's and the authors', of any width
+            # VideoMAE's and the authors', of any width.
+            usual = self.carried.decoder_heads or max(1, shape.heads // 2)
             model |= {
                 "decoder_width": inner,
                 "decoder_depth": count(self.given, self.style, "decoder.0"),
@@ -299,8 +306,10 @@ class _Reader:
 
     def _recipe(self, kind: Kind, decoders: int) -> Recipe | FinetuneRecipe | None:
         clip, model = self._clip(), self._model(kind)
-        if kind == "classifier":
-            return FinetuneRecipe.from_dict({"model": model, "views": clip})
+        views = self.carried.views_of(clip)
+        if kind == "classifier" or (views and self.only_encoder):
+            return FinetuneRecipe.from_dict({"model": model, "views": clip | views})
+        clip |= self.carried.stride
         targets: dict[str, Any] | None = {"targets": ["pixel"], "length": 0}
         if kind == "pretrain" and self.style == "released":
             targets = self._released_targets(clip["patch"], decoders)
@@ -377,6 +386,8 @@ class _Reader:
 
     def _classes(self, classes: int) -> list[str]:
         labels = self.config.get("id2label", {})
+        if not labels and len(self.carried.classes) == classes:
+            return self.carried.classes
         return [str(labels.get(str(i), i)) for i in range(classes)]
 
 

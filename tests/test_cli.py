@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import mme_model.cli
 from mme_model.cli import main
 from mme_targets import TargetConfig
 from mme_targets.cli import NESTED, field_docs
@@ -142,12 +143,108 @@ def test_wrong_usage(video: Path, line: str, capsys: pytest.CaptureFixture[str])
     assert "usage: mme " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("pretrain --out x --lenght 3",
+         "--lenght is not an option of mme pretrain; did you mean --targets.length?"),
+        ("pretrain --out x --model.dpeth=3",
+         "--model.dpeth is not an option of mme pretrain; did you mean --model.depth or"),
+        ("pretrain --out x --model 3",
+         "--model is not an option of mme pretrain; did you mean one of --model.backbone, "),
+        ("finetune --out x --lr 3",
+         "--lr is not an option of mme finetune; did you mean --base_lr or --min_lr or "),
+        ("finetune --out x --zzzz 3",
+         "--zzzz is not an option of mme finetune; mme finetune --help lists them"),
+        ("finetune --out x more", "'more' is one word more than mme finetune takes"),
+        ("finetune --out", "--out needs a value"),
+        ("test --cpu", "CHECKPOINT and --out are missing"),
+        ("test a --out x --btach 3", "--btach is not an option of mme test; did you mean --batch?"),
+        ("predict a b --clips x", "--clips is 'x'; must be a whole number"),
+        ("probe a --out x --init no", "--init is 'no'; must be checkpoint or random"),
+        ("probe a --out x --lr no", "--lr is 'no'; must be a number"),
+        ("convert a b --to no", "--to is 'no'; must be mme, videomae, released or hf"),
+        ("extract a --out x --dry-rnu",
+         "--dry-rnu is not an option of mme extract; did you mean --dry_run?"),
+        ("store verfy x", "info|verify|merge is 'verfy'; must be info, verify or merge"),
+        ("reconstruct a b -out x",
+         "-out is not an option of mme reconstruct; did you mean --out?"),
+        ("targets a --out x --tvl1.tua 3",
+         "--tvl1.tua is not an option of mme targets; did you mean --tvl1.tau or --tvl1.theta?"),
+        ("targets a --out x --tvl1.tau no", "--tvl1.tau is 'no'; must be a number"),
+        ("targets a --out x --preset no",
+         "--preset is 'no'; must be paper, kinetics400, ssv2 or released"),
+        ("show a --out x --grdi 4", "--grdi is not an option of mme show; did you mean --grid?"),
+        ("flow a --out x --counts 4",
+         "--counts is not an option of mme flow; did you mean --count?"),
+        ("info --receipe a", "--receipe is not an option of mme info; did you mean --recipe?"),
+        ("recipes --jsn", "--jsn is not an option of mme recipes; mme recipes --help lists them"),
+        ("demo --cpu no", "--cpu is not an option of mme demo; mme demo --help lists them"),
+        ("doctor --jsn", "--jsn is not an option of mme doctor; did you mean --json?"),
+        ("finetne --out x", "'finetne' is no command; did you mean finetune?"),
+        ("", "a command is missing; mme --help lists them"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_named(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert stop.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: mme ")
+    assert error.startswith(f"mme: error: {said}")
+
+
+def test_values_are_not_taken_for_options() -> None:
+    from mme_model.usage import Parser
+
+    parser = Parser(prog="mme x")
+    parser.add_argument("--classes", type=str)
+    parser.add_argument("--low_rate", type=float)
+    parser.add_argument("name", type=str, nargs="?")
+    found = parser.read(["--low-rate", "-0.5", "--classes=a-b", "--", "--name"])
+    assert (found.low_rate, found.classes, found.name) == (-0.5, "a-b", "--name")
+    assert parser.read(["--low", "1"]).low_rate == 1, "a beginning that is of one option alone"
+
+
 def test_help_names_every_constant(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["targets", "--help"])
     said = capsys.readouterr().out
     for name in field_docs(TargetConfig):
         assert name in NESTED or f"--{name} " in said
+
+
+def test_one_line_says_that_it_was_interrupted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stop, said in (
+        (KeyboardInterrupt(), "mme: interrupted; nothing half-written is left\n"),
+        (KeyboardInterrupt("stopped after step 3"), "mme: stopped after step 3\n"),
+    ):
+
+        def interrupted(words: list[str], stop: BaseException = stop) -> int:
+            raise stop
+
+        monkeypatch.setattr(mme_model.cli, "_main", interrupted)
+        assert main(["pretrain"]) == 130
+        assert capsys.readouterr().err == said
+    monkeypatch.setenv("RANK", "1")
+    assert main(["pretrain"]) == 130
+    assert not capsys.readouterr().err, "another process says it"
+
+
+def test_on_a_terminal_the_bar_says_that_a_run_is_stopping(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mme_model.logs import Progress
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(9, 0, 4, show=True)
+    progress.hint("stopping after this step")
+    assert progress._bar.tasks[0].fields["what"] == "stopping after this step"
+    progress.close()
 
 
 def test_interrupted_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:

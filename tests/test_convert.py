@@ -238,7 +238,7 @@ def test_missing_weights_and_other_shapes_are_a_table(tmp_path: Path) -> None:
     del state["blocks.1.mlp.fc1.bias"]
     state["blocks.0.mlp.fc2.weight"] = torch.zeros(64, 100)
     torch.save({"model": state}, tmp_path / "in.pth")
-    with pytest.raises(ValueError, match="2 weights do not fit") as caught:
+    with pytest.raises(ValueError, match=r"2 of \d+ weights do not fit") as caught:
         load_classifier(tmp_path / "in.pth")
     rows = [" ".join(line.split()) for line in str(caught.value).splitlines()]
     assert "encoder.blocks.0.mlp.fc2.weight [64, 100] [64, 256]" in rows
@@ -342,6 +342,18 @@ def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "own.safetensors"]
 
 
+def test_files_of_one_stem_have_a_card_each(tmp_path: Path) -> None:
+    saved("classifier", finetune(), tmp_path / "own.safetensors", ["x", "y"])
+    for name, to in (("out.pt", "videomae"), ("out.pth", "released"), ("out.safetensors", "mme")):
+        convert(tmp_path / "own.safetensors", tmp_path / name, to)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.glob("*.md")) == [
+        "out.pt.md", "out.pth.md", "out.safetensors.md"
+    ]  # fmt: skip
+    (tmp_path / "out.pt").unlink()
+    with pytest.raises(FileExistsError, match=r"out\.pt\.md is there already"):
+        convert(tmp_path / "own.safetensors", tmp_path / "out.pt", "videomae")
+
+
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from jsonargparse import ArgumentParser
 
@@ -360,6 +372,6 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "left out of the file: epoch: not weights" in said
     assert "left out of the file: extra: unknown" in said
     assert load_classifier(tmp_path / "out.safetensors")[2] == ["walk", "run"]
-    assert (tmp_path / "out.md").read_text().startswith("---")
+    assert (tmp_path / "out.safetensors.md").read_text().startswith("---")
     with pytest.raises(ValueError, match="size is -1"):
         run(parser.parse_args([*map(str, words[:4]), "--size", "-1"]))

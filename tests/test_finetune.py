@@ -15,6 +15,7 @@ import torch
 from jobs import changed, finish
 
 from mme_model import checkpoints, labels
+from mme_model.cli import main
 from mme_model.convert import load_classifier
 from mme_model.finetune import Finetuning, finetune
 from mme_model.finetune_recipe import FinetuneRecipe, load_finetune_recipe
@@ -173,8 +174,6 @@ def test_it_starts_from_a_pretrained_encoder(tmp_path: Path, capsys: Any) -> Non
         "MME", "synthetic", "1 steps")  # fmt: skip
     with pytest.raises(ValueError, match=r"another architecture[\s\S]*patch_embed.proj.weight"):
         Finetuning(small(init=str(tmp_path / "before"), views__patch=8))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        Finetuning(small(init=str(tmp_path / "nowhere")))
 
 
 def test_a_foreign_head_is_left_out_and_said(whole: Path, tmp_path: Path, capsys: Any) -> None:
@@ -313,6 +312,28 @@ def test_folders_of_classes_train_and_are_matched_by_name(tmp_path: Path) -> Non
     # The other way round, val has a class that was not trained on.
     with pytest.raises(ValueError, match=r"1 of its classes are not among the 2[\s\S]*dive"):
         Finetuning(recipe.replace(data=recipe.val, val=recipe.data))
+
+
+@pytest.mark.parametrize(("classes", "said"), [(5, False), (6, True)])
+def test_top5_is_said_where_there_are_more_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: int, said: bool
+) -> None:
+    frames = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 36, 36) * 20
+    for number in range(classes):
+        (tmp_path / "all" / str(number)).mkdir(parents=True)
+        write_video(tmp_path / "all" / str(number) / "a.mp4", frames.contiguous())
+    data = str(tmp_path / "all")
+    recipe = small(data=data, val=data, train__batch_size=4, train__steps=1)
+    (tmp_path / "own.yaml").write_text(recipe.to_yaml())
+    out = tmp_path / "run"
+    assert (
+        main(["finetune", "--recipe", str(tmp_path / "own.yaml"), "--out", str(out), "--cpu"]) == 0
+    )
+    assert ("top-5" in capsys.readouterr().out) == said
+    names = {one["name"] for one in json.loads((out / "summary.json").read_text())["figures"]}
+    assert names == {"accuracy", "ema/accuracy"} | ({"top5", "ema/top5"} if said else set())
+    assert ("val/top5" in (out / "metrics.jsonl").read_text()) == said
+    assert (out / "row.md").read_text().rstrip().endswith(" - |") != said
 
 
 def test_what_cannot_be_mixed_is_refused() -> None:

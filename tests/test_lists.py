@@ -207,3 +207,17 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
         read_list(tmp_path, "xml")
     with pytest.raises(ValueError, match="split is 'all'; must be train, val or test"):
         read_list(tmp_path, split="all")
+
+
+def test_a_csv_of_names_is_told_how_classes_get_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", "cat/a.mp4 cat", "dog/b.mp4 dog")
+    with pytest.raises(ValueError, match=r"folder with one sub-folder a class; .*classInd\.txt"):
+        read_list(path)
+    # The way that it names: numbers from 1, and a file that says whose they are.
+    write(tmp_path / "classInd.txt", "1 cat", "2 dog")
+    videos = read_list(write(path, "cat/a.mp4 1", "dog/b.mp4 2"))
+    assert [(entry.label, entry.group) for entry in videos.entries] == [(0, "cat"), (1, "dog")]
+    assert videos.classes == ("cat", "dog")
+    with pytest.raises(ValueError, match=r"'one' is no whole number") as flag:
+        read_list(write(tmp_path / "h" / "wave_test_split1.txt", "a.avi one"))
+    assert "classInd" not in str(flag.value)

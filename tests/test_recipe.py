@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import mme_model.recipe
+from mme_model.cli import main
+from mme_model.finetune_recipe import FinetuneRecipe, load_any, load_finetune_recipe
 from mme_model.masking import masked_count
 from mme_model.mvit import build_model
 from mme_model.recipe import Recipe, load_recipe, recipe_names
@@ -285,3 +287,56 @@ def test_what_is_no_text_is_no_recipe(tmp_path: Path) -> None:
 def test_a_name_that_is_none_gives_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'ssv2-400'.*did you mean ssv2_400"):
         load_recipe("ssv2-400")
+    with pytest.raises(ConfigError, match=r"'ssv2' is one of mme finetune, not of mme pretrain"):
+        load_recipe("ssv2")
+    with pytest.raises(ConfigError, match=r"'k400_800' is one of mme pretrain, .* mean k400\?"):
+        load_finetune_recipe("k400_800")
+
+
+def test_recipes_of_either_job_are_found(tmp_path: Path) -> None:
+    assert load_any("ssv2") == load_finetune_recipe("ssv2")
+    assert load_any("ssv2_800") == load_recipe("ssv2_800")
+    assert load_any("tiny", {"targets": {"length": 2}}).targets.length == 2  # type: ignore[union-attr]
+    for text, cls in (
+        ("base: ucf101", FinetuneRecipe),
+        ("base: tiny\nviews: {frames: 4}", FinetuneRecipe),
+        ("base: tiny\ntrain: {steps: 4}", Recipe),
+        ("train: {steps: 4}", Recipe),
+    ):
+        (tmp_path / "own.yaml").write_text(text)
+        assert isinstance(load_any(tmp_path / "own.yaml"), cls)
+    with pytest.raises(ConfigError, match=r"no recipe 'ssv'.* did you mean ssv2, ssv2_800"):
+        load_any("ssv")
+    (tmp_path / "own.yaml").write_text("base: nothing")
+    with pytest.raises(ConfigError, match="its base: there is no recipe 'nothing'"):
+        load_any(tmp_path / "own.yaml")
+
+
+def test_info_knows_both_kinds_of_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--recipe", "ssv2"]) == 0
+    said = capsys.readouterr().out
+    assert "fine-tuning: 180.3 G multiply-adds a view, 86.2 M parameters" in said
+    assert "testing: 2 x 3 views, 1082.1 G multiply-adds a video" in said
+    assert main(["info", "--recipe", "ssv2", "--views.frames", "8", "--model.size", "small"]) == 0
+    assert "width 384, depth 12, heads 6" in (said := capsys.readouterr().out)
+    assert "8 frames of 224 px, 4x14x14 patches" in said
+    assert main(["info", "--recipe", "tiny"]) == 0
+    assert "pre-training: " in capsys.readouterr().out
+    assert main(["info", "--recipe", "ssv2", "--targets.size", "112"]) == 1
+    assert "FinetuneRecipe has no field 'targets'" in capsys.readouterr().err
+
+
+def test_descriptions_end_at_sentences_not_at_abbreviations(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["recipes"]) == 0
+    said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name, text in (
+        ("table11_trajectory_mbh_hof", "Table 11, Traj. + MBH + HOF"),
+        ("table6_trajectory_interpolated",
+         "Table 6, Traj. with interpolation: the ablations' default"),
+        ("fig9_tube90", "Fig. 9, 90 % masked"),
+    ):  # fmt: skip
+        assert said[name].split(maxsplit=1)[1] == text
+    starts = {line.index(line.split(maxsplit=1)[1]) for line in said.values() if line[0] == " "}
+    assert len(starts) == 1, "a column of names, and one of what they are"

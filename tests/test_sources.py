@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+import mme_model.sources
+from mme_model.cli import main
 from mme_model.recipe import ClipConfig
 from mme_model.sources import Source, VideoSource, open_source
 from mme_targets import demux
@@ -115,8 +117,50 @@ def test_lists(video: Path, tmp_path: Path) -> None:
         source.frames(1)
     with pytest.raises(FileNotFoundError) as error:
         open_source(str(path), ClipConfig())
-    assert f"not one of its first 2 videos is there; looked in {tmp_path} for" in str(error.value)
+    assert f"not one of its 2 videos is there; looked in {tmp_path} for" in str(error.value)
     assert "clips.root" in str(error.value)
+
+
+def test_files_that_are_not_there_are_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path, *(f"{i}.mp4" for i in range(30, 40)))
+    path = tmp_path / "train.csv"
+    path.write_text("".join(f"{i}.mp4 {i % 2}\n" for i in range(23, 40)))
+    assert len(open_source(str(path), ClipConfig())) == 17
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "7 of its 17 videos are not there and cannot be read" in said
+    assert (
+        f"read: {', '.join(str(tmp_path / f'{i}.mp4') for i in range(23, 28))} and 2 more" in said
+    )
+    open_source(str(path), ClipConfig(), quiet=True)
+    monkeypatch.setenv("RANK", "1")
+    open_source(str(path), ClipConfig())
+    monkeypatch.delenv("RANK")
+    open_source(str(tmp_path), ClipConfig())
+    assert not capsys.readouterr().err, "asked not to, another process, or found by looking"
+    # Of a long list as many are looked for as is cheap, from its start to its end.
+    monkeypatch.setattr(mme_model.sources, "_LOOKED_FOR", 4)
+    open_source(str(path), ClipConfig())
+    said = capsys.readouterr().err
+    assert "2 of 4 videos spread over its 17 are not there" in said
+    assert f"read: {tmp_path / '23.mp4'}, {tmp_path / '27.mp4'}\n" in said
+    path.write_text("".join(f"gone/{i}.mp4 0\n" for i in range(9)))
+    with pytest.raises(FileNotFoundError, match=r"not one of 4 videos spread over its 9 is there"):
+        open_source(str(path), ClipConfig())
+
+
+def test_a_dry_run_names_what_is_missing(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text(f"{video} 0\nnowhere.mp4 1\n")
+    words = ["extract", str(path), "--out", str(tmp_path / "s"), "--dry-run", "--flow", "dis"]
+    assert main([*words, "--camera_motion", "false"]) == 0
+    assert f"1 of its 2 videos is not there and cannot be read: {tmp_path / 'nowhere.mp4'}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_hmdb51_is_split_by_its_flags(tmp_path: Path) -> None:

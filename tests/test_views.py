@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from mme_model import views
 from mme_model.augment import resize_crop
+from mme_model.errors import TrainingError
 from mme_model.finetune_recipe import ViewConfig, load_finetune_recipe
 from mme_model.loading import Unreadable
 from mme_model.view_data import ViewBatch, ViewDataset, eval_loader, train_loader
@@ -324,6 +327,18 @@ def test_an_unreadable_video_is_reported_in_testing() -> None:
 def test_datasets_pickle() -> None:
     dataset = pickle.loads(pickle.dumps(ViewDataset(PLAIN, Numbered(), seed=1)))
     assert torch.equal(dataset[0, 3].rgb, ViewDataset(PLAIN, Numbered(), seed=1)[0, 3].rgb)
+
+
+def test_of_few_videos_one_may_be_unreadable() -> None:
+    def batch(*lost: str) -> Any:
+        return SimpleNamespace(names=["a", "b", "c"], skipped=[(name, "damaged") for name in lost])
+
+    tally = Unreadable(5, 0.1, "views.max_unreadable")
+    tally.add([batch("d")])
+    with pytest.raises(TrainingError, match=r"2 of the 5 videos .* larger --views\.max_unreadable"):
+        tally.add([batch("e")])
+    with pytest.raises(TrainingError, match=r"1 of the 4 .*max_unreadable \(0\) allows"):
+        Unreadable(4, 0, "views.max_unreadable").add([batch("d")])
 
 
 def test_unreadable_counts_only_what_was_met() -> None:
