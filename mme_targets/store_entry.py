@@ -196,15 +196,11 @@ class Entry:
             rows = reads.rows + least
             block = rows // BLOCK
             if block[0] == block[-1]:  # of one shard, as most clips are
-                blocks, block = block[:1], np.zeros_like(block)
+                blocks, block = block[:1], block - block[0]
             else:
                 blocks, block = _distinct(block)
             heads = self._shards.gather("blocks", blocks.tolist())[:-1]
-            begins = np.zeros((len(blocks), BLOCK + 1), np.int64)
-            begins[:, 1:] = heads[:, CONTEXTS : CONTEXTS + 2].reshape(-1, 2 * BLOCK).view("<u4")
-            begins += np.ascontiguousarray(heads[:, CONTEXTS + 2, :4]).view("<i8")
-            place = block * (BLOCK + 1) + rows % BLOCK
-            spans = np.stack([begins.ravel()[place], begins.ravel()[place + 1]])
+            spans = _spans(heads[:, CONTEXTS:], block, rows % BLOCK)
             if (spans[0] > spans[1]).any() or spans[0].min() < 0:
                 raise StoreError(f"{self.path} is damaged: a row ends before it begins")
             data, spans = self._bytes(spans)
@@ -279,6 +275,19 @@ def _reads(first: tuple[int, ...], steps: int, stride: int, left: int) -> _Reads
     alike = len(starts) == len(first) and bool((again[1:] > again[:-1]).all())
     return _Reads(len(starts), rows, depth, slots, None if real.all() else ~real,
                   None if alike else again)  # fmt: skip
+
+
+def _spans(
+    heads: NDArray[np.uint16], block: NDArray[np.int64], at: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """[2, n]: where rows `at` of blocks begin and end, by what follows the blocks' tables."""
+    ends = heads[:, :2].reshape(len(heads), -1).view("<u4")
+    spans = np.empty((2, len(at)), np.int64)
+    spans[1] = ends[block, at]
+    spans[0] = ends[block, at - 1]
+    spans[0, at == 0] = 0
+    spans += np.ascontiguousarray(heads[:, 2, :4]).view("<i8")[block, 0]
+    return spans
 
 
 def _distinct(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

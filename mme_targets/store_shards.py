@@ -12,6 +12,7 @@ import math
 import os
 import struct
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class Shards:
     def __init__(self, path: Path | str) -> None:
         self.path = os.fspath(path)
         self.arrays: dict[str, Array] = {}
-        self._indices: dict[tuple[str, int], tuple[int, ...] | None] = {}
+        self._indices: dict[tuple[str, int], _Index | None] = {}
         self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
             self._parts = self._directory()
@@ -113,8 +114,11 @@ class Shards:
             raise StoreError(f"{self.path} is cut short: {what} ends too early")
         return data
 
-    def _index(self, name: str, shard: int) -> tuple[int, ...] | None:
-        """Place in the file and bytes of each chunk in turn, or None where all are zeros."""
+    def _index(self, name: str, shard: int) -> _Index | None:
+        """Where the shard lies in the file; place in it and bytes of each chunk in turn.
+
+        None where all are zeros.
+        """
         key = (name, shard)
         if key not in self._indices:
             dims = len(self.arrays[name].shape)
@@ -122,18 +126,14 @@ class Shards:
             self._indices[key] = None if part is None else self._parse_index(name, *part)
         return self._indices[key]
 
-    def _parse_index(self, name: str, offset: int, size: int) -> tuple[int, ...]:
-        from google_crc32c import value as crc32c
-
+    def _parse_index(self, name: str, offset: int, size: int) -> _Index:
         length = 16 * self.arrays[name].per_shard
         if size < length + 4:
             raise StoreError(f"{self.path} is damaged: a shard of {name} is too short")
         data = self._read(offset + size - length - 4, length + 4, f"index of {name}")
-        if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        if _codecs().crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise StoreError(f"{self.path} is damaged: an index of {name} fails its checksum")
-        numbers = list(struct.unpack_from(f"<{length // 8}Q", data))
-        numbers[::2] = [n if n == _MISSING else n + offset for n in numbers[::2]]
-        return tuple(numbers)
+        return offset, struct.unpack_from(f"<{length // 8}Q", data)
 
     def gather(self, name: str, chunks: list[int]) -> NDArray[Any]:
         """The places of ascending chunks, one after the other, then one of zeros.
@@ -160,8 +160,11 @@ class Shards:
             for chunk in chunks[begin:]:
                 if chunk // array.per_shard != shard:
                     break
-                at = 2 * (chunk % array.per_shard)
-                offset, size = (_MISSING, 0) if index is None else index[at : at + 2]
+                offset, size = _MISSING, 0
+                if index is not None:
+                    at = 2 * (chunk % array.per_shard)
+                    offset, size = index[1][at : at + 2]
+                    offset = offset if offset == _MISSING else offset + index[0]
                 if not sizes:
                     base = stop = offset
                 elif offset != stop or base == _MISSING:
@@ -181,8 +184,7 @@ class Shards:
 
     def _copy(self, name: str, base: int, sizes: list[int], out: NDArray[Any]) -> None:
         """Read chunks that are the numbers themselves."""
-        from google_crc32c import value as crc32c
-
+        crc32c = _codecs().crc32c
         parts = out.reshape(len(sizes), -1)
         sums = np.empty((len(sizes), 4), np.uint8)
         buffers: list[Any] = [some for both in zip(parts, sums, strict=True) for some in both]
@@ -200,9 +202,7 @@ class Shards:
 
     def _decompress(self, name: str, base: int, sizes: list[int], out: NDArray[Any]) -> None:
         """Read chunks that are zstd frames."""
-        from google_crc32c import value as crc32c
-        from numcodecs.zstd import decompress
-
+        crc32c, decompress = _codecs()
         data = self._read(base, sum(sizes), name)
         at = 0
         for size, part in zip(sizes, out.reshape(len(sizes), -1), strict=True):
@@ -214,6 +214,23 @@ class Shards:
 
     def _failed(self, name: str) -> StoreError:
         return StoreError(f"{self.path} is damaged: a chunk of {name} fails its checksum")
+
+
+_Index = tuple[int, tuple[int, ...]]
+
+
+class _Codecs(NamedTuple):
+    crc32c: Any
+    decompress: Any
+
+
+@cache
+def _codecs() -> _Codecs:
+    """Of what zarr brings; looked up once, as that is a part of reading a clip's chunks."""
+    from google_crc32c import value
+    from numcodecs.zstd import decompress
+
+    return _Codecs(value, decompress)
 
 
 _local = threading.local()
