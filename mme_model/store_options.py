@@ -119,6 +119,7 @@ def add_store(parser: Any) -> None:
             formatter_class=parser.formatter_class,
         )
         actions.add_subcommand(name, action, help=short)
+        action.prog = f"mme store {name}"
         return action
 
     info = add(

@@ -54,8 +54,14 @@ class Parser(ArgumentParser):
     def _check_options(self, words: Sequence[str], names: dict[str, str]) -> None:
         """Name an option that there is not, with those that are like it."""
         options = [text for action in self._actions for text in action.option_strings]
-        for word in words:
+        actions = [a.choices for a in self._actions if isinstance(a.choices, dict)]
+        for place, word in enumerate(words):
             if word == "--":  # what follows is no option
+                return
+            if actions and word in actions[0]:  # what follows is that action's to take
+                action = actions[0][word]
+                action._given = list(words[place + 1 :])
+                action._check_options(action._given, names)
                 return
             if not re.match(r"-[^\d.]", word) or " " in word.partition("=")[0]:
                 continue
@@ -78,6 +84,8 @@ class Parser(ArgumentParser):
         if found := re.match(r"the following arguments are required: (.+)", message):
             missing = [self._shown(name) for name in found[1].split(", ")]
             return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        if found := re.match(r'expected "\w+" to be one of {(.+)}, but it was not', message):
+            return f"{self.prog} needs one word more: {', '.join(found[1].split(','))}"
         if found := re.match(r"unrecognized arguments: (.+)", message, re.DOTALL):
             return f"{found[1].split(' ')[0]!r} is one word more than {self.prog} takes"
         if found := re.match(r"argument (\S+): expected one argument", message):
@@ -95,18 +103,22 @@ class Parser(ArgumentParser):
             name, equals, joined = word.partition("=")
             if name in action.option_strings:
                 return f" is {(joined if equals else value)!r}"
-        values = re.findall(r"value: (.+)", message)
+        values = re.findall(r"(?:value: |invalid choice: ')([^'\n]+)", message)
         return f" is {values[-1]!r}" if values else " cannot be read"
 
     def _action(self, name: str) -> Any:
         for action in self._actions:
-            if name == action.dest or name in action.option_strings:
+            if name in (action.dest, action.metavar) or name in action.option_strings:
                 return action
         return None
 
     def _shown(self, name: str) -> str:
         """How an argument is called in the usage."""
         action = self._action(name)
+        group, _, last = name.partition(".")
+        if action is None and last:  # of an action, as `verify.stores`
+            parsers = [a.choices for a in self._actions if isinstance(a.choices, dict)]
+            return str(parsers[0][group]._shown(last)) if group in (parsers or [{}])[0] else name
         if action is None:
             return name
         return str(action.option_strings[0] if action.option_strings else action.metavar or name)
