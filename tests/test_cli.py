@@ -251,12 +251,11 @@ def test_on_a_terminal_the_bar_says_that_a_run_is_stopping(
     progress.close()
 
 
-def test_interrupted_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:
-    video = shared_data / "videos" / "kinetics_340x256.mp4"
-    line = [sys.executable, "-m", "mme_model.cli", "targets", str(video)]
+def interrupted(words: list[str]) -> str:
+    """What a command prints that gets ^C when it shows its rate; it must end as interrupted."""
     screen, end = pty.openpty()  # the bar moves on a terminal alone
     process = subprocess.Popen(
-        [*line, "--out", str(tmp_path / "t.safetensors"), "--all"],
+        [sys.executable, "-m", "mme_model.cli", *words],
         stderr=end,
         stdout=end,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
@@ -270,5 +269,19 @@ def test_interrupted_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:
             seen += more
     os.close(screen)
     assert process.wait(60) == 130, seen
-    assert b"interrupted" in seen
+    assert b"Traceback" not in seen
+    return seen.decode()
+
+
+def test_interrupted_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:
+    video = str(shared_data / "videos" / "kinetics_340x256.mp4")
+    said = interrupted(["targets", video, "--out", str(tmp_path / "t.safetensors"), "--all"])
+    assert "interrupted" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_extraction_leaves_no_entry(shared_data: Path, tmp_path: Path) -> None:
+    """Its threads for decoding and writing end with it."""
+    video = str(shared_data / "videos" / "kinetics_340x256.mp4")
+    assert "interrupted" in interrupted(["extract", video, "--out", str(tmp_path / "store")])
+    assert not list((tmp_path / "store" / "videos").glob("*/*"))

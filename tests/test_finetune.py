@@ -13,6 +13,7 @@ import jobs
 import pytest
 import torch
 from jobs import changed, finish
+from labelled import Labelled
 
 from mme_model import checkpoints, labels
 from mme_model.cli import main
@@ -192,32 +193,10 @@ def test_a_foreign_head_is_left_out_and_said(whole: Path, tmp_path: Path, capsys
 # --- labels ---------------------------------------------------------------------------------------
 
 
-class Named:
-    """Videos by name with labels."""
-
-    def __init__(self, videos: list[tuple[str, int]], classes: tuple[str, ...] = ()) -> None:
-        self.videos, self.classes = videos, classes
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def name(self, index: int) -> str:
-        return self.videos[index][0]
-
-    def label(self, index: int) -> int:
-        return self.videos[index][1]
-
-    def frames(self, index: int) -> int:
-        return 9
-
-    def read(self, index: int, indices: Any) -> torch.Tensor:
-        raise AssertionError("labels are known without decoding")
-
-
 def test_names_of_classes_are_the_datas_or_numbers() -> None:
     videos = [("a.mp4", 0), ("b.mp4", 2)]
-    assert labels.class_names(Named(videos), "data") == ("0", "1", "2")
-    assert labels.class_names(Named(videos, ("x", "y", "z")), "data") == ("x", "y", "z")
+    assert labels.class_names(Labelled(*videos), "data") == ("0", "1", "2")
+    assert labels.class_names(Labelled(*videos, classes=("x", "y", "z")), "data") == ("x", "y", "z")
 
 
 @pytest.mark.parametrize(
@@ -233,41 +212,41 @@ def test_impossible_labels_are_named(
     videos: list[tuple[str, int]], classes: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        labels.class_names(Named(videos, classes), "data list.csv")
+        labels.class_names(Labelled(*videos, classes=classes), "data list.csv")
 
 
 def test_labels_are_matched_by_the_names_of_classes() -> None:
-    other = Named([("c.mp4", 0), ("d.mp4", 1)], ("dive", "run"))
+    other = Labelled(("c.mp4", 0), ("d.mp4", 1), classes=("dive", "run"))
     found = labels.matched(other, ("climb", "dive", "run"), "val")
     assert [found.label(i) for i in range(2)] == [1, 2]
     assert found.name(1) == "d.mp4"
     with pytest.raises(ValueError, match=r"1 of its classes are not among the 2[\s\S]*dive"):
         labels.matched(other, ("climb", "run"), "val")
-    bare = Named([("c.mp4", 0), ("d.mp4", 3)])
+    bare = Labelled(("c.mp4", 0), ("d.mp4", 3))
     with pytest.raises(ValueError, match=r"labels go up to 3, but there are 2 classes"):
         labels.matched(bare, ("climb", "run"), "val")
     with pytest.raises(ValueError, match="no label"):
-        labels.matched(Named([("c.mp4", -1)]), ("climb", "run"), "val")
+        labels.matched(Labelled(("c.mp4", -1)), ("climb", "run"), "val")
 
 
 def test_oddities_are_told_with_names() -> None:
-    train = Named([("a.mp4", 0), ("a.mp4", 0), ("b.mp4", 2)], ("x", "y", "z"))
-    val = Named([("b.mp4", 2), ("c.mp4", 0)])
+    train = Labelled(("a.mp4", 0), ("a.mp4", 0), ("b.mp4", 2), classes=("x", "y", "z"))
+    val = Labelled(("b.mp4", 2), ("c.mp4", 0))
     twice, empty, both = labels.oddities(train, val, train.classes)
     assert "1 video is listed more than once" in twice
     assert "  a.mp4" in twice
     assert "1 of 3 classes have no video to train on:\n  y" in empty
     assert "1 video is both trained on and measured on" in both
     assert "  b.mp4" in both
-    assert labels.oddities(Named([("a", 0), ("b", 1)]), None, ("0", "1")) == []
+    assert labels.oddities(Labelled(("a", 0), ("b", 1)), None, ("0", "1")) == []
 
 
 def test_the_hash_of_data_follows_names_and_labels() -> None:
     videos = [("a.mp4", 0), ("b.mp4", 1)]
-    same = labels.data_hash(Named(videos))
-    assert same == labels.data_hash(Named(list(videos)))
-    assert same != labels.data_hash(Named([("a.mp4", 0), ("b.mp4", 0)]))
-    assert same != labels.data_hash(Named(videos[::-1]))
+    same = labels.data_hash(Labelled(*videos))
+    assert same == labels.data_hash(Labelled(*videos))
+    assert same != labels.data_hash(Labelled(("a.mp4", 0), ("b.mp4", 0)))
+    assert same != labels.data_hash(Labelled(*videos[::-1]))
 
 
 def test_an_unreadable_held_out_video_is_left_out_and_said(

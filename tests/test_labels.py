@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from jobs import changed
+from labelled import Labelled
 from safetensors.torch import save_file
 
 from mme_model import labels
@@ -32,29 +33,7 @@ ASSUMED = "they were taken for those of the 2 classes trained on: 0 = dive, 1 = 
 OTHERWISE = r"folder 'dive' have 1, which is 'run'; write these numbers, .* classInd\.txt"
 
 
-class Listed:
-    """Videos by path and label."""
-
-    def __init__(self, *videos: tuple[str, int], classes: tuple[str, ...] = ()) -> None:
-        self.videos, self.classes = videos, classes
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def name(self, index: int) -> str:
-        return self.videos[index][0]
-
-    def label(self, index: int) -> int:
-        return self.videos[index][1]
-
-    def frames(self, index: int) -> int:
-        raise AssertionError("labels are known without decoding")
-
-    def read(self, index: int, indices: Any) -> torch.Tensor:
-        raise AssertionError("labels are known without decoding")
-
-
-def told(source: Listed, classes: tuple[str, ...]) -> list[str]:
+def told(source: Labelled, classes: tuple[str, ...]) -> list[str]:
     return labels.numbered(source, [label for _, label in source.videos], classes, "val")
 
 
@@ -85,27 +64,27 @@ def classifier(folder: Path) -> Path:
 
 def test_what_numbers_were_taken_for_is_said_with_names() -> None:
     many = tuple(f"c{i}" for i in range(9))
-    (said,) = told(Listed(("a.mp4", 8), ("b.mp4", -1)), many)
+    (said,) = told(Labelled(("a.mp4", 8), ("b.mp4", -1)), many)
     assert "the 9 classes trained on: 0 = c0, 1 = c1, 2 = c2, 3 = c3, 4 = c4 and 4 more" in said
-    (said,) = told(Listed(("a.mp4", 0), classes=("x", "y")), ("0", "1"))
+    (said,) = told(Labelled(("a.mp4", 0), classes=("x", "y")), ("0", "1"))
     assert "its 2 classes have names, the 2 trained on have numbers alone" in said
     assert "taken for 0 = x, 1 = y" in said
 
 
 def test_nothing_is_said_where_nothing_is_assumed() -> None:
-    assert told(Listed(("a.mp4", 0), ("b.mp4", 1)), ("0", "1")) == []
-    assert told(Listed(("a.mp4", -1)), ("dive", "run")) == []
-    assert told(Listed(("a.mp4", 0), classes=("run", "dive")), ("dive", "run")) == []
+    assert told(Labelled(("a.mp4", 0), ("b.mp4", 1)), ("0", "1")) == []
+    assert told(Labelled(("a.mp4", -1)), ("dive", "run")) == []
+    assert told(Labelled(("a.mp4", 0), classes=("run", "dive")), ("dive", "run")) == []
 
 
 def test_folders_tell_that_a_list_numbers_otherwise() -> None:
     classes = ("dive", "run", "swim")
-    right = Listed(("dive/a", 0), ("run/b", 1), ("other/c", 0), ("run/d", -1))
+    right = Labelled(("dive/a", 0), ("run/b", 1), ("other/c", 0), ("run/d", -1))
     assert len(told(right, classes)) == 1
     # One label may be wrong, or meant: a folder's videos are not all of another class.
-    assert len(told(Listed(("dive/a", 0), ("dive/b", 2), ("swim/c", 2)), classes)) == 1
+    assert len(told(Labelled(("dive/a", 0), ("dive/b", 2), ("swim/c", 2)), classes)) == 1
     with pytest.raises(ValueError, match=r"the folder 'swim' have 1, which is 'run'"):
-        told(Listed(("x/dive/a", 0), ("x/swim/b", 1), ("x/swim/c", 1)), classes)
+        told(Labelled(("x/dive/a", 0), ("x/swim/b", 1), ("x/swim/c", 1)), classes)
 
 
 def test_a_test_says_it_and_refuses(

@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,14 @@ def test_the_same_tracks_give_the_same_bytes(tmp_path: Path) -> None:
 def test_quantisation_is_within_half_a_step(rng: np.random.Generator) -> None:
     values = rng.uniform(-20, 20, 10000).astype(np.float32)
     assert np.abs(quantise(values, 0.125) * 0.125 - values).max() <= 0.0625
+
+
+def test_threads_write_the_same_bytes(tmp_path: Path) -> None:
+    """How zarr lays its descriptions out is a setting of the whole process."""
+    expected = Content(9).write(tmp_path / "alone.zip").read_bytes()
+    with ThreadPoolExecutor(4) as threads:
+        paths = list(threads.map(Content(9).write, (tmp_path / f"{i}.zip" for i in range(24))))
+    assert all(path.read_bytes() == expected for path in paths)
 
 
 def test_too_few_starts_are_refused(tmp_path: Path) -> None:
