@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -16,6 +17,7 @@ struct Job {
   Task task;
   void* context;
   std::atomic<long> next{0};
+  std::fenv_t arithmetic{};  // its caller's: whether denormal numbers are kept is each thread's own
 
   void work() {
     for (;;) {
@@ -51,6 +53,7 @@ class Pool {
       Job* job = job_;
       --wanted_, ++running_;
       lock.unlock();
+      std::fesetenv(&job->arithmetic);
       job->work();
       lock.lock();
       if (--running_ == 0) done_.notify_one();
@@ -90,6 +93,7 @@ void parallel(long count, long grain, int threads, Task task, void* context) {
     std::unique_lock<std::mutex> turn(shared.busy, std::try_to_lock);
     if (turn.owns_lock()) {
       Job job{count, grain, task, context};
+      std::fegetenv(&job.arithmetic);
       shared.run(job, helpers);
       return;
     }

@@ -79,6 +79,10 @@ struct Texture {
   }
 
   void fill(const float* image, int team) const {
+    if (kPlanes) {  // what vectors read before and below has weight zero, but 0 * NaN is NaN
+      __builtin_memset(data, 0, sizeof(float) * kSide);
+      __builtin_memset(data + kSide + 3 * plane(), 0, sizeof(float) * (stride() + kSlack));
+    }
     parallel_for(height + kBefore + kAfter, 32, team, [&](long first, long last) {
       for (long y = first; y < last; ++y) fill_row(image, static_cast<int>(y));
     });
