@@ -8,6 +8,7 @@ the store (half a step) and the interpolation between its points.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -133,24 +134,37 @@ class ClipTracks:
         Raises
         ------
         VideoError
-            If what it has is damaged, or of another video.
+            If what it has is damaged, or of another video. With `fill` it is extracted anew.
         """
         name = source.name(index)
         if self.fill and name not in self.store:
             self._extract(source, index)
-        try:
-            with self.store.entry(name) as entry:
-                held, real = (entry.frames, entry.height, entry.width), source.frames(index)
-                if held != (real, *size):
-                    raise VideoError(
-                        f"{name}: the store has tracks of {held[0]} frames of {held[2]}x{held[1]} "
-                        f"px; the video has {real} of {size[1]}x{size[0]}"
-                    )
-                return self._look_up(entry, plan, box, mirrored, masked, permutation)
-        except KeyError:
-            return None
-        except StoreError as error:
-            raise VideoError(f"{name}: {error}") from None
+        for last in (not self.fill, True):
+            try:
+                with self.store.entry(name) as entry:
+                    self._check(entry, source, index, size)
+                    return self._look_up(entry, plan, box, mirrored, masked, permutation)
+            except KeyError:
+                return None
+            except StoreError as error:
+                if last:
+                    raise VideoError(f"{name}: {error}") from None
+            self._extract(source, index)  # what the cache has is damaged, or of an older video
+        return None
+
+    def _check(self, entry: Entry, source: Source, index: int, size: tuple[int, int]) -> None:
+        """StoreError if an entry is of another video."""
+        held, real = (entry.frames, entry.height, entry.width), source.frames(index)
+        if held != (real, *size):
+            raise StoreError(
+                f"the store has tracks of {held[0]} frames of {held[2]}x{held[1]} px; the video "
+                f"has {real} of {size[1]}x{size[0]}"
+            )
+        path = getattr(source, "path", None)
+        if self.fill and path is not None:
+            was, now = entry.about.get("source", {}).get("bytes"), os.path.getsize(path(index))
+            if was != now:
+                raise StoreError(f"the store has tracks of a video of {was} bytes; it has {now}")
 
     def _look_up(
         self,
@@ -234,12 +248,9 @@ def stored_only(source: Source, recipe: Recipe) -> StoredSource:
         If it has none of them.
     """
     store = Store(recipe.tracks)
+    # More than is listed, where a list was added to and is not through again.
     listed = {record.name for record in store.index() if record.done}
-    kept = [
-        i
-        for i in range(len(source))
-        if (source.name(i) in listed if listed else source.name(i) in store)
-    ]
+    kept = [i for i in range(len(source)) if (name := source.name(i)) in listed or name in store]
     if not kept:
         raise ValueError(
             f"{recipe.tracks} has tracks of none of the {len(source)} videos of {recipe.data!r}; "
