@@ -25,11 +25,12 @@ from mme_targets.store_extract import BLOCK, Frames, extract_frames, extract_vid
 from mme_targets.store_read import read_tracks
 
 from .inline import source_tokens
+from .labels import some
 from .recipe import Recipe
 from .sources import Source
 from .track_options import Apart, apart, extract_option, recipe_option
 
-__all__ = ["ClipTracks", "StoredSource", "stored_only", "track_config"]
+__all__ = ["ClipTracks", "StoredSource", "said_missing", "stored_only", "track_config"]
 
 
 def track_config(recipe: Recipe, step: float = 0.125) -> TrackConfig:
@@ -199,7 +200,24 @@ class ClipTracks:
         return [*found, cameras]
 
     def _extract(self, source: Source, index: int) -> None:
-        """Extract a whole video; another worker that does so too writes the same."""
+        """Extract a whole video; another worker that does so too writes the same.
+
+        Raises
+        ------
+        VideoError
+            If it cannot be read.
+        StoreError
+            If the tracks cannot be written: no video is left out for that.
+        """
+        try:
+            self._extract_whole(source, index)
+        except OSError as error:
+            raise StoreError(
+                f"{self.store.path}: the tracks of {source.name(index)} cannot be written: "
+                f"{error.strerror or error}; once they can, --resume auto goes on"
+            ) from None
+
+    def _extract_whole(self, source: Source, index: int) -> None:
         name, path = source.name(index), getattr(source, "path", None)
         if path is not None:
             extract_video(self.store, self.tracks, name, path(index))
@@ -239,6 +257,27 @@ class StoredSource:
         return self.source.read(int(self.kept[index]), indices)
 
 
+def stored(source: Source, recipe: Recipe) -> list[int]:
+    """Which videos of a source the recipe's store has tracks of."""
+    store = Store(recipe.tracks)
+    # More than is listed, where a list was added to and is not through again.
+    listed = {record.name for record in store.index() if record.done}
+    return [i for i in range(len(source)) if (name := source.name(i)) in listed or name in store]
+
+
+def said_missing(source: Source, recipe: Recipe) -> list[str]:
+    """What to say where the store lacks videos, of which flow is computed: names may differ."""
+    kept = set(stored(source, recipe))
+    gone = [i for i in range(len(source)) if i not in kept]
+    if not gone:
+        return []
+    named = some([source.name(i) for i in gone[:5]], len(gone))
+    return [
+        f"{recipe.tracks} has tracks of {len(kept) or 'none'} of the {len(source)} videos of "
+        f"{recipe.data!r}; motion of the others is computed at every visit: {named}"
+    ]
+
+
 def stored_only(source: Source, recipe: Recipe) -> StoredSource:
     """The videos of a source that the recipe's store has tracks of.
 
@@ -247,10 +286,7 @@ def stored_only(source: Source, recipe: Recipe) -> StoredSource:
     ValueError
         If it has none of them.
     """
-    store = Store(recipe.tracks)
-    # More than is listed, where a list was added to and is not through again.
-    listed = {record.name for record in store.index() if record.done}
-    kept = [i for i in range(len(source)) if (name := source.name(i)) in listed or name in store]
+    kept = stored(source, recipe)
     if not kept:
         raise ValueError(
             f"{recipe.tracks} has tracks of none of the {len(source)} videos of {recipe.data!r}; "

@@ -173,7 +173,10 @@ def open_video(path: str | os.PathLike[str], short_side: int = 0) -> Frames:
         raise VideoError(f"{os.fspath(path)}: the file is empty")
 
     def unchanged() -> None:
-        after = os.stat(path)
+        try:
+            after = os.stat(path)
+        except OSError as error:
+            raise VideoError(f"{os.fspath(path)}: {error.strerror or error}") from None
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise VideoError(f"{os.fspath(path)}: the file changed while it was read")
 

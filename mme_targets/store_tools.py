@@ -240,18 +240,36 @@ def _other(store: Store, config: TrackConfig, record: Record, path: str, device:
         if made.digest == record.digest:
             return ""
         with store.entry(record.name) as a, again.entry(record.name) as b:
-            if (a.frames, a.height, a.width) != (b.frames, b.height, b.width):
+            if _shape(a) != _shape(b):
                 return "has other frames than its video now"
-            most = unlike = 0
-            for at in range(0, a.frames, 64):
-                some = range(at, min(at + 64, a.frames))
-                gap = np.abs(
-                    a.tracks(some).displacements.astype(int) - b.tracks(some).displacements
-                )
-                most, unlike = max(most, int(gap.max())), unlike + int((gap > 0).sum())
+            unlike, most = _apart(a, b)
     if not unlike:
         return ""  # made by other versions, with equal tracks
     return f"computed again, {unlike} values differ, by up to {most * config.step:g} px"
+
+
+def _shape(entry: Entry) -> tuple[int, int, int]:
+    return entry.frames, entry.height, entry.width
+
+
+def _apart(a: Entry, b: Entry) -> tuple[int, int]:
+    """How many displacements of two entries of one shape differ, and by how many steps at most."""
+    most = unlike = 0
+    for at in range(0, a.frames, 64):
+        some = range(at, min(at + 64, a.frames))
+        gap = np.abs(a.tracks(some).displacements.astype(int) - b.tracks(some).displacements)
+        most, unlike = max(most, int(gap.max())), unlike + int((gap > 0).sum())
+    return unlike, most
+
+
+def _alike(one: Store, other: Store, name: str) -> bool:
+    """Whether two stores hold equal tracks of a video, be it that other versions made them."""
+    with one.entry(name) as a, other.entry(name) as b:
+        return (
+            _shape(a) == _shape(b)
+            and a.about.get("source") == b.about.get("source")
+            and not _apart(a, b)[0]
+        )
 
 
 def unsettled(stores: Sequence[Store]) -> list[str]:
@@ -307,7 +325,8 @@ def merge(
     Raises
     ------
     StoreError
-        If configs differ, if two hold different tracks under one name, or a part is damaged.
+        If configs differ, if two hold different tracks under one name, or a part is damaged. (Equal
+        tracks of equal videos that other versions made are not different: those there are stay.)
     """
     stores = [Store(part) for part in parts]
     if not stores:
@@ -330,7 +349,9 @@ def merge(
                     if record.done:
                         _copy(store, target, record)
                     known[name] = record
-                elif record.done and held.digest != record.digest:
+                elif (
+                    record.done and held.digest != record.digest and not _alike(store, target, name)
+                ):
                     raise StoreError(f"{store.path} and another hold different tracks of {name!r}")
         if names is None:
             # A new store, or one of these parts merged before they were finished, has no more.

@@ -13,11 +13,12 @@ import pytest
 from stores import CONFIG, LINE, tree
 
 from mme_model.cli import main
+from mme_targets import store_extract
 from mme_targets.store import Record, Store, StoreError
 from mme_targets.store_entry import Entry
 from mme_targets.store_job import ExtractJob, Item, damage
 from mme_targets.store_journal import Journal, records
-from mme_targets.store_tools import verify
+from mme_targets.store_tools import merge, verify
 
 
 @pytest.fixture
@@ -193,3 +194,18 @@ def test_journals_that_another_run_makes_the_index_of(
 
     monkeypatch.setattr(Journal, "read", staticmethod(gone))
     assert len(records(copied)) == 4
+
+
+def test_equal_tracks_that_another_version_made_merge(
+    copied: Store, store_items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_extract, "provenance", lambda: {"versions": {}, "commit": "other"})
+    job = ExtractJob(tmp_path / "part", CONFIG, store_items[:2])
+    job.run()
+    assert Store(job.out).index()[0].digest != copied.index()[0].digest
+    before = tree(copied.path)
+    assert tree(merge(copied.path, [job.out]).path) == before
+    other = tmp_path / "other"
+    ExtractJob(other, CONFIG, [Item("a.mp4", store_items[1].path)]).run()
+    with pytest.raises(StoreError, match=r"different tracks of 'a\.mp4'"):
+        merge(copied.path, [other])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from mme_targets.store_extract import Frames, extract_frames
 from mme_targets.store_read import look_up
 from mme_targets.store_tools import merge, verify
 from mme_targets.store_tools import summary as summary_of
+from mme_targets.store_writer import EntryWriter
 from mme_targets.synthetic import render_scene
 from mme_targets.video import VideoError
 
@@ -166,6 +169,17 @@ def test_a_video_that_is_missing_is_computed_and_counted(videos: Path, store: Pa
     assert job.about == {"videos": 2, "skipped": 0, "without_tracks": 0, "inline": 1}
 
 
+def test_videos_that_are_missing_are_named(videos: Path, store: Path, tmp_path: Path) -> None:
+    """Lest a whole training computes what it was to read, as the list calls videos otherwise."""
+    (note,) = Pretraining(recipe_of(videos, tracks=str(store))).notes
+    assert note.startswith(f"{store} has tracks of 1 of the 2 videos of ")
+    assert note.endswith("computed at every visit: b.mp4")
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{videos / name}\n" for name in NAMES))
+    (note,) = Pretraining(recipe_of(listed, tracks=str(store))).notes
+    assert f"has tracks of none of the 2 videos of '{listed}'" in note
+
+
 def test_videos_that_are_missing_are_left_out_if_asked(videos: Path, store: Path) -> None:
     recipe = recipe_of(
         videos, tracks=str(store), clips={"missing": "skip"}, train={"batch_size": 1}
@@ -256,6 +270,23 @@ def test_the_cache_mends_what_is_damaged_or_of_an_older_video(
     file.write_bytes(b"")
     assert dataset[0, 0].skipped, "what cannot be mended is said, and tried once"
     assert len(extracted) <= 2
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_cache_that_cannot_be_written_costs_no_video(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    recipe = recipe_of(videos, cache=str(tmp_path / "cache"))
+    dataset = ClipDataset(
+        recipe, open_source(recipe.data, recipe.clips), tracks=ClipTracks.of(recipe)
+    )
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(EntryWriter, "finish", fails)
+    with pytest.raises(StoreError, match=rf"cache: the tracks of a\.mp4 .*: {os.strerror(number)}"):
+        dataset[0, 0]
 
 
 def test_a_store_whose_list_has_grown_is_read_to_its_end(videos: Path, store: Path) -> None:
