@@ -209,3 +209,10 @@ def test_equal_tracks_that_another_version_made_merge(
     ExtractJob(other, CONFIG, [Item("a.mp4", store_items[1].path)]).run()
     with pytest.raises(StoreError, match=r"different tracks of 'a\.mp4'"):
         merge(copied.path, [other])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "v.mp4")
+    items = [Item("v.mp4", str(tmp_path / "v.mp4")), Item("d.mp4", str(tmp_path))]
+    report = ExtractJob(tmp_path / "store", CONFIG, items).run()
+    assert report.failed == [("v.mp4", "not a file"), ("d.mp4", "not a file")]
