@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 1 on an error, 2 on wrong usage, 130 on ^C."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Names of files are bytes: what is no UTF-8 goes out as it came.
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         return _main(words)
     except KeyboardInterrupt as stop:

@@ -24,7 +24,7 @@ from .prefetch import Clock, prefetched
 from .recipe import Recipe
 from .runs import run
 from .sources import Source, open_source
-from .tracks import ClipTracks, stored_only
+from .tracks import ClipTracks, said_missing, stored_only
 
 __all__ = ["Pretraining", "pretrain"]
 
@@ -54,6 +54,9 @@ class Pretraining:
         self.val = _open(recipe, val, held_out=True) if val else None
         self.tracks = ClipTracks.of(recipe)
         self.left_out = 0
+        self.notes: list[str] = []
+        if recipe.tracks and recipe.clips.missing == "inline":
+            self.notes += said_missing(self.source, recipe)
         if recipe.tracks and recipe.clips.missing == "skip":
             listed = len(self.source)
             self.source = stored_only(self.source, recipe)
@@ -71,7 +74,6 @@ class Pretraining:
         self.groups = _groups(self.model, recipe.train.weight_decay)
         self.judged = self.val is not None
         self.metadata: dict[str, str] = {}
-        self.notes: list[str] = []
         self._maker = TargetMaker(recipe.targets, shuffle=recipe.clips.shuffle)
         self._held: HeldOut | None = None
         self._counts = True

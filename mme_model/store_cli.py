@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from mme_targets.cli import NESTED, build_config, progress_bar
 from mme_targets.store import Record, Store, StoreError
 from mme_targets.store_config import TrackConfig
 from mme_targets.store_estimate import estimate
-from mme_targets.store_job import ExtractJob, Item, Report, records
+from mme_targets.store_job import ExtractJob, Item, Report
+from mme_targets.store_journal import records
 from mme_targets.store_tools import (
     Summary,
     finished,
@@ -122,7 +124,16 @@ def run_extract(args: Any) -> int:
         many = on_ray(args.ray)
     left = len(job.left())
     with _progress(left) as (pairs, video):
-        report = job.run(pairs=pairs, video=video, many=many)
+        try:
+            report = job.run(pairs=pairs, video=video, many=many)
+        except OSError as error:
+            short = error.errno or getattr(error.__cause__, "errno", None)
+            if short not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                f"{args.out}: {os.strerror(short)}. What was extracted is kept: make room, and the "
+                "same command goes on with what is left"
+            ) from None
     _say(report, args, console)
     return 0 if not report.failed else 3
 
@@ -355,6 +366,9 @@ def _verify(store: Store, args: Any, console: Any) -> int:
         )
     for line in wrong:
         console.print(f"  wrong: {line}")
+    if wrong:
+        console.print(f"  mme extract LIST --out {store.path} --retry makes what is damaged or "
+                      "missing anew")  # fmt: skip
     if not held.complete:
         console.print(f"  {UNFINISHED}" + "; --list says what is left" * (not args.list))
     compared = f", {read - held.done} computed again" if args.sample else ""

@@ -88,7 +88,9 @@ def add_extract(parser: Any) -> None:
     _add_flag(parser, "--dry_run",
               "write nothing; try a few videos, and say what is left and what time and disk it "
               "will take")  # fmt: skip
-    _add_flag(parser, "--retry", "try those videos again that failed before")
+    _add_flag(parser, "--retry",
+              "try those videos again that failed before, and those whose tracks are damaged: all "
+              "that the store holds is read")  # fmt: skip
     _add_text(parser, "--have", "DIR",
               "compute no flow, but take in tracks or flow that other tools made: for each video "
               "NAME.mp4 the file DIR/NAME.gz or DIR/NAME.npz, or the folder DIR/NAME of .flo, "
@@ -139,7 +141,8 @@ def add_store(parser: Any) -> None:
     )  # fmt: skip
     check.add_argument("stores", type=str, nargs="+", metavar="STORE", help="the store")
     _add_text(check, "--list", "LIST",
-              "the videos that it is of: a list, a folder, or a video")  # fmt: skip
+              "the videos that it is of: a list, a folder, or a video; they are read, and must be "
+              "those that were extracted")  # fmt: skip
     check.add_argument("--sample", type=int, default=0, metavar="N",
                        help="extract so many of them anew, evenly spread, and compare; needs "
                        "--list, and --weights if flow is RAFT's")  # fmt: skip

@@ -8,6 +8,7 @@ the store (half a step) and the interpolation between its points.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from mme_targets.store_extract import BLOCK, Frames, extract_frames, extract_vid
 from mme_targets.store_read import read_tracks
 
 from .inline import source_tokens
+from .labels import some
 from .recipe import Recipe
 from .sources import Source
 from .track_options import Apart, apart, extract_option, recipe_option
 
-__all__ = ["ClipTracks", "StoredSource", "stored_only", "track_config"]
+__all__ = ["ClipTracks", "StoredSource", "said_missing", "stored_only", "track_config"]
 
 
 def track_config(recipe: Recipe, step: float = 0.125) -> TrackConfig:
@@ -133,24 +135,37 @@ class ClipTracks:
         Raises
         ------
         VideoError
-            If what it has is damaged, or of another video.
+            If what it has is damaged, or of another video. With `fill` it is extracted anew.
         """
         name = source.name(index)
         if self.fill and name not in self.store:
             self._extract(source, index)
-        try:
-            with self.store.entry(name) as entry:
-                held, real = (entry.frames, entry.height, entry.width), source.frames(index)
-                if held != (real, *size):
-                    raise VideoError(
-                        f"{name}: the store has tracks of {held[0]} frames of {held[2]}x{held[1]} "
-                        f"px; the video has {real} of {size[1]}x{size[0]}"
-                    )
-                return self._look_up(entry, plan, box, mirrored, masked, permutation)
-        except KeyError:
-            return None
-        except StoreError as error:
-            raise VideoError(f"{name}: {error}") from None
+        for last in (not self.fill, True):
+            try:
+                with self.store.entry(name) as entry:
+                    self._check(entry, source, index, size)
+                    return self._look_up(entry, plan, box, mirrored, masked, permutation)
+            except KeyError:
+                return None
+            except StoreError as error:
+                if last:
+                    raise VideoError(f"{name}: {error}") from None
+            self._extract(source, index)  # what the cache has is damaged, or of an older video
+        return None
+
+    def _check(self, entry: Entry, source: Source, index: int, size: tuple[int, int]) -> None:
+        """StoreError if an entry is of another video."""
+        held, real = (entry.frames, entry.height, entry.width), source.frames(index)
+        if held != (real, *size):
+            raise StoreError(
+                f"the store has tracks of {held[0]} frames of {held[2]}x{held[1]} px; the video "
+                f"has {real} of {size[1]}x{size[0]}"
+            )
+        path = getattr(source, "path", None)
+        if self.fill and path is not None:
+            was, now = entry.about.get("source", {}).get("bytes"), os.path.getsize(path(index))
+            if was != now:
+                raise StoreError(f"the store has tracks of a video of {was} bytes; it has {now}")
 
     def _look_up(
         self,
@@ -185,7 +200,24 @@ class ClipTracks:
         return [*found, cameras]
 
     def _extract(self, source: Source, index: int) -> None:
-        """Extract a whole video; another worker that does so too writes the same."""
+        """Extract a whole video; another worker that does so too writes the same.
+
+        Raises
+        ------
+        VideoError
+            If it cannot be read.
+        StoreError
+            If the tracks cannot be written: no video is left out for that.
+        """
+        try:
+            self._extract_whole(source, index)
+        except OSError as error:
+            raise StoreError(
+                f"{self.store.path}: the tracks of {source.name(index)} cannot be written: "
+                f"{error.strerror or error}; once they can, --resume auto goes on"
+            ) from None
+
+    def _extract_whole(self, source: Source, index: int) -> None:
         name, path = source.name(index), getattr(source, "path", None)
         if path is not None:
             extract_video(self.store, self.tracks, name, path(index))
@@ -225,6 +257,27 @@ class StoredSource:
         return self.source.read(int(self.kept[index]), indices)
 
 
+def stored(source: Source, recipe: Recipe) -> list[int]:
+    """Which videos of a source the recipe's store has tracks of."""
+    store = Store(recipe.tracks)
+    # More than is listed, where a list was added to and is not through again.
+    listed = {record.name for record in store.index() if record.done}
+    return [i for i in range(len(source)) if (name := source.name(i)) in listed or name in store]
+
+
+def said_missing(source: Source, recipe: Recipe) -> list[str]:
+    """What to say where the store lacks videos, of which flow is computed: names may differ."""
+    kept = set(stored(source, recipe))
+    gone = [i for i in range(len(source)) if i not in kept]
+    if not gone:
+        return []
+    named = some([source.name(i) for i in gone[:5]], len(gone))
+    return [
+        f"{recipe.tracks} has tracks of {len(kept) or 'none'} of the {len(source)} videos of "
+        f"{recipe.data!r}; motion of the others is computed at every visit: {named}"
+    ]
+
+
 def stored_only(source: Source, recipe: Recipe) -> StoredSource:
     """The videos of a source that the recipe's store has tracks of.
 
@@ -233,13 +286,7 @@ def stored_only(source: Source, recipe: Recipe) -> StoredSource:
     ValueError
         If it has none of them.
     """
-    store = Store(recipe.tracks)
-    listed = {record.name for record in store.index() if record.done}
-    kept = [
-        i
-        for i in range(len(source))
-        if (source.name(i) in listed if listed else source.name(i) in store)
-    ]
+    kept = stored(source, recipe)
     if not kept:
         raise ValueError(
             f"{recipe.tracks} has tracks of none of the {len(source)} videos of {recipe.data!r}; "

@@ -3,12 +3,14 @@
     NAME.gz                       the released tracks: a gzip pickle of arrays, `traj_feat`
                                   [2L, N, H/8, W/8] int8 px (x of all steps, then y) and `traj_type`
                                   [N, H/8, W/8]; read by an unpickler that builds arrays alone
-    NAME/*.flo                    Middlebury's, one a pair, in the order of the names
+    NAME/*.flo                    Middlebury's, one a pair
     NAME.npz                      `flow` [P, 2, H, W] px, as `mme flow` writes it
     NAME/flow_x_*.jpg, flow_y_*   bytes 0–255 that stand for −bound…bound, as TSN's `dense_flow`
     NAME/flow_x.mp4, flow_y.mp4   writes them; the pictures may lie in folders flow_x and flow_y
 
-NAME is the video's without its ending. Which method made them, whether camera motion was removed
+NAME is the video's without its ending; where that is an absolute path, it is looked for below the
+folder all the same. Files are in the order of their names, numbers in these by their value, so that
+10 follows 9. Which method made them, whether camera motion was removed
 and so on is for the store's config to say: the files do not.
 """
 
@@ -18,6 +20,10 @@ import gzip
 import io
 import os
 import pickle
+import pickletools
+import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +42,12 @@ from .store_tracks import FlowBlock
 from .store_writer import EntryWriter
 from .video import VideoError, iter_clips, probe
 
-__all__ = ["FlowSource", "find", "import_video", "load_arrays", "open_flow"]
+__all__ = ["FlowSource", "check_bound", "find", "import_video", "load_arrays", "open_flow"]
 
 LIMIT = 2**31
 """Bytes of a pickle at most, unpacked."""
+_STEPS = 10000
+"""Operations of a pickle at most: what nests deeper than that may overflow the stack."""
 
 
 class _Arrays(pickle.Unpickler):
@@ -109,21 +117,33 @@ def load_arrays(path: str | os.PathLike[str], *, limit: int = LIMIT) -> dict[str
     try:
         with gzip.open(path, "rb") as file:
             data = file.read(limit + 1)
-        if len(data) > limit:
-            raise ValueError(f"{path}: more than {limit} bytes unpacked")
-        found = _Arrays(io.BytesIO(data)).load()
+        found = None
+        if len(data) <= limit:
+            _check_steps(data)
+            found = _Arrays(io.BytesIO(data)).load()
     except FileNotFoundError:
         raise
     except (pickle.UnpicklingError, EOFError, OSError, AttributeError, IndexError, TypeError,
-            KeyError, MemoryError, OverflowError, UnicodeDecodeError) as error:  # fmt: skip
+            KeyError, ValueError, MemoryError, OverflowError, RecursionError,
+            zlib.error) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a pickle of arrays: {reason}") from None
+    if len(data) > limit:
+        raise ValueError(f"{path}: more than {limit} bytes unpacked")
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds {type(found).__name__}; must be a mapping of arrays")
     for name, value in found.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
             raise ValueError(f"{path}: {name!r} is no array of numbers")
     return found
+
+
+def _check_steps(data: bytes) -> None:
+    """Refuse a pickle that takes more operations than a few arrays do, before any is done."""
+    for count, (code, value, _) in enumerate(pickletools.genops(data)):
+        # The place where a thing is remembered is room that is made.
+        if count > _STEPS or (code.name.endswith("PUT") and int(value or 0) > _STEPS):
+            raise pickle.UnpicklingError("it takes more operations than arrays do")
 
 
 @dataclass(frozen=True)
@@ -141,7 +161,7 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
     FileNotFoundError
         If nothing does.
     """
-    stem = Path(folder) / os.path.splitext(name)[0]
+    stem = Path(folder) / os.path.splitext(name)[0].lstrip("/")
     for suffix in (".gz", ".npz", ".pkl.gz"):
         file = stem.with_name(stem.name + suffix)
         if file.is_file():
@@ -167,7 +187,8 @@ def open_flow(path: str | os.PathLike[str], *, bound: float = 20.0) -> FlowSourc
     path = Path(path)
     if path.is_file():
         return FlowSource(_npz(path))
-    flo = sorted(path.glob("*.flo"))
+    check_bound(bound)
+    flo = sorted(path.glob("*.flo"), key=_order)
     if flo:
         return FlowSource(_read_flo(flo))
     x, y = ([p for p in path.glob(f"flow_{c}.*") if p.is_file()] for c in "xy")
@@ -179,6 +200,18 @@ def open_flow(path: str | os.PathLike[str], *, bound: float = 20.0) -> FlowSourc
     if [p.name.replace("flow_x", "") for p in x] != [p.name.replace("flow_y", "") for p in y]:
         raise ValueError(f"{path}: {len(x)} pictures of x and {len(y)} of y do not belong together")
     return FlowSource(_read_pictures(x, y, bound))
+
+
+def check_bound(bound: float) -> None:
+    """ValueError unless a byte of 255 can stand for so many px."""
+    if not 0 < bound < float("inf"):
+        raise ValueError(f"bound of flow in bytes is {bound:g}; must be more than 0 px")
+
+
+def _order(path: Path) -> list[str | int]:
+    """Sorts names by their texts, and by the values of the numbers in them."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def import_video(
@@ -259,6 +292,10 @@ def _import_tracks(
     seen[:count, :rows, :columns] = np.where(valid[:, :rows, :columns] > 0, length, NOT_FINITE)
     for start in range(info.frames):
         whole[start, real[start] :] = 0
+    # Such as the store has no numbers for; also what is not finite.
+    beyond = np.any(~(np.abs(whole) <= 32000 * config.step), axis=(1, 4))
+    whole[np.broadcast_to(beyond[:, None, :, :, None], whole.shape)] = 0
+    seen[beyond] = NOT_FINITE
     known = seen != NOT_FINITE
     seen[known] = np.minimum(seen, real[:, None, None].astype(np.uint8))[known]
     pairs = max(0, info.frames - config.flow_stride)
@@ -274,8 +311,11 @@ def _npz(path: Path) -> Iterator[torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as held:
             flow = held["flow"]
-    except (KeyError, OSError, ValueError, EOFError) as error:
+    except (KeyError, OSError, ValueError, EOFError, TypeError, NotImplementedError, MemoryError,
+            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise ValueError(f"{path}: holds no array `flow`: {error}") from None
+    if flow.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: flow is {flow.dtype}; must be real numbers, px")
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(f"{path}: flow has shape {list(flow.shape)}; must be [P, 2, H, W]")
     for at in range(0, len(flow), BLOCK):
@@ -292,14 +332,18 @@ def _read_flo(paths: list[Path]) -> Iterator[torch.Tensor]:
 def _pictures(path: Path, component: str) -> list[Path]:
     inner = path / f"flow_{component}"
     found = inner.iterdir() if inner.is_dir() else path.glob(f"flow_{component}_*")
-    return sorted(p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    pictures = (p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    return sorted(pictures, key=_order)
 
 
 def _read_pictures(x: list[Path], y: list[Path], bound: float) -> Iterator[torch.Tensor]:
     import cv2
 
     def grey(path: Path) -> NDArray[np.uint8]:
-        image = cv2.imread(os.fspath(path), cv2.IMREAD_GRAYSCALE)
+        try:
+            image = cv2.imread(os.fspath(path), cv2.IMREAD_GRAYSCALE)
+        except cv2.error:  # larger than it takes
+            image = None
         if image is None:
             raise ValueError(f"{path}: cannot be read as a picture")
         return np.asarray(image, dtype=np.uint8)
@@ -321,6 +365,8 @@ def _videos(x: Path, y: Path, bound: float) -> Iterator[torch.Tensor]:
         for at in range(0, counts[0], BLOCK)
     ]
     for a, b in zip(iter_clips(x, plans), iter_clips(y, plans), strict=True):
+        if a.frames.shape != b.frames.shape:
+            raise ValueError(f"{x} and {y} are of different sizes")
         yield _unpacked(torch.stack([a.frames[:, 1], b.frames[:, 1]], dim=1), bound)
 
 

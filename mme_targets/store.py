@@ -192,13 +192,29 @@ class Store:
         return entry
 
     def index(self) -> list[Record]:
-        """All settled videos in the list's order; empty until a first extraction is through."""
+        """All settled videos in the list's order; empty until a first extraction is through.
+
+        Raises
+        ------
+        StoreError
+            If it is damaged.
+        """
         file = self.path / "index.parquet"
         if not file.is_file():
             return []
+        import pyarrow as arrow
         import pyarrow.parquet as parquet
 
-        return [Record(**row) for row in parquet.read_table(file).to_pylist()]
+        data = arrow.BufferReader(file.read_bytes())
+        try:
+            rows = parquet.read_table(data).to_pylist()
+            return [Record(**{**row, "name": os.fsdecode(row["name"])}) for row in rows]
+        except (arrow.ArrowException, OSError, KeyError, TypeError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise StoreError(
+                f"{file} is damaged ({reason}): remove it, and mme extract with the same list "
+                "makes it anew of the tracks that are there"
+            ) from None
 
     def write_index(self, records: Sequence[Record]) -> None:
         """Write the index, atomically; the same records give the same bytes."""
@@ -206,14 +222,29 @@ class Store:
         import pyarrow.parquet as parquet
 
         kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
-        schema = arrow.schema([(k, kinds[type(v)]) for k, v in asdict(Record("")).items()])
-        table = arrow.Table.from_pylist([asdict(record) for record in records], schema=schema)
+        fields = {k: kinds[type(v)] for k, v in asdict(Record("")).items()}
+        rows = [asdict(record) for record in records]
+        if any(not _is_unicode(record.name) for record in records):
+            # Names of files are bytes: where one is no UTF-8, all are written as bytes.
+            fields["name"] = arrow.binary()
+            rows = [{**row, "name": os.fsencode(row["name"])} for row in rows]
+        for row in rows:
+            row["reason"] = row["reason"].encode(errors="backslashreplace").decode()
+        table = arrow.Table.from_pylist(rows, schema=arrow.schema(list(fields.items())))
         with atomic_path(self.path / "index.parquet") as beside:
             parquet.write_table(table, beside, compression="zstd")
 
     def files(self) -> Iterator[Path]:
         """Every entry there is, sorted."""
         yield from sorted((self.path / "videos").glob("??/*.zip"))
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1)

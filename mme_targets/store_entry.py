@@ -142,6 +142,16 @@ class Entry:
         """Let the file go."""
         self._shards.close()
 
+    def check(self) -> None:
+        """Read what holds the arrays, of which `tracks` and `homographies` read the chunks alone.
+
+        Raises
+        ------
+        StoreError
+            If it is damaged.
+        """
+        self._shards.check()
+
     def __enter__(self) -> Entry:
         return self
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -164,16 +165,22 @@ def open_video(path: str | os.PathLike[str], short_side: int = 0) -> Frames:
     """
     try:
         before = os.stat(path)
-        digest = digest_of(path)
+        # A pipe would be waited for.
+        digest = digest_of(path) if stat.S_ISREG(before.st_mode) else ""
     except OSError as error:
         if error.errno in SYSTEM:
             raise
         raise VideoError(f"{os.fspath(path)}: {error.strerror or error}") from None
+    if not digest:
+        raise VideoError(f"{os.fspath(path)}: not a file")
     if not before.st_size:
         raise VideoError(f"{os.fspath(path)}: the file is empty")
 
     def unchanged() -> None:
-        after = os.stat(path)
+        try:
+            after = os.stat(path)
+        except OSError as error:
+            raise VideoError(f"{os.fspath(path)}: {error.strerror or error}") from None
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise VideoError(f"{os.fspath(path)}: the file changed while it was read")
 

@@ -7,13 +7,12 @@ is whole. When every video of the list is settled, the journals become the index
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +21,13 @@ import torch
 from .ahead import Ahead
 from .store import Record, Store, StoreError
 from .store_config import TrackConfig
-from .store_extract import Writing, begin_frames, extracted, open_video, several
+from .store_extract import Writing, begin_frames, digest_of, extracted, open_video, several
+from .store_journal import Journal, records
 from .store_locks import Writer
 from .store_tracks import Frames, Seconds
 from .video import VideoError
 
-__all__ = ["ExtractJob", "Item", "Report", "records"]
+__all__ = ["ExtractJob", "Item", "Report", "damage"]
 
 
 UNUSABLE = (VideoError, ValueError, FileNotFoundError)
@@ -74,7 +74,8 @@ class ExtractJob:
     items : the videos; names must differ.
     shard : (i, n): videos i, i + n, i + 2n, … alone. All parts together make the whole store.
     device : where flow and tracks are computed.
-    retry : try those again that failed before.
+    retry : try those again that failed before, and those whose tracks are not those that were
+        written (all that there are are read).
     have : folder of tracks or flow that others computed, to be taken in (`foreign_tracks`); empty:
         they are computed here.
     bound : px that a byte of 255 stands for in flow that is stored as bytes.
@@ -82,7 +83,8 @@ class ExtractJob:
     Raises
     ------
     ValueError
-        For names that occur twice, an empty list, or a part that does not exist.
+        For names that occur twice, an empty list, a part that does not exist, or a bound that is
+        not more than 0.
     """
 
     def __init__(
@@ -108,6 +110,10 @@ class ExtractJob:
             )
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard is {shard[0]}/{shard[1]}; must be i/n with 0 <= i < n")
+        if have:
+            from .foreign_tracks import check_bound
+
+            check_bound(bound)
         self.out, self.config, self.items = Path(out), config, list(items)
         self.shard, self.device, self.retry = shard, device, retry
         self.have, self.bound = have, bound
@@ -118,7 +124,7 @@ class ExtractJob:
             return self._mine()
         store = Store(self.out)
         store.check(self.config.described())
-        return self._open_of(store)
+        return self._open_of(store, records(store))
 
     def run(
         self,
@@ -153,12 +159,14 @@ class ExtractJob:
         store = Store.create(self.out, self.config)
         work = self.out / "work"
         with Writer(work, self.shard):
-            for stray in (self.out / "videos").glob("??/.*.zip"):
-                if self.shard[1] == 1:  # of a run that was killed; others may be writing theirs
-                    stray.unlink(missing_ok=True)
-            todo = self._open_of(store)
+            if self.shard[1] == 1:  # else others may be writing theirs
+                _sweep(self.out)
+            known = records(store)
+            todo = self._open_of(store, known)
+            for item in todo:
+                _remove_other(store, known.get(item.name))
             name = f"settled-{self.shard[0]}-of-{self.shard[1]}.jsonl"
-            with _Journal(work / name) as journal:
+            with Journal(work / name) as journal:
                 found = self._one_by_one(store, todo, counted, report.seconds)
                 for record in found if many is None else many(self, store, todo):
                     journal.write(record)
@@ -179,6 +187,7 @@ class ExtractJob:
                 for journal_file in work.glob("settled-*.jsonl"):
                     journal_file.unlink(missing_ok=True)
         if not report.left and not any(work.glob("writer-*.lock")):
+            _sweep(self.out)
             with suppress(OSError):
                 (work / "guard").unlink()
                 work.rmdir()
@@ -229,7 +238,7 @@ class ExtractJob:
         """A video's record if it has an entry that is whole; its frames; or what is wrong."""
         with suppress(KeyError, StoreError, OSError):
             record = extracted(store, item.name)
-            if record.source_bytes == os.path.getsize(item.path) and not damage(store, item.name):
+            if _is_source(item.path, record) and not damage(store, item.name):
                 return record
         try:
             if self.have:
@@ -282,8 +291,7 @@ class ExtractJob:
     def _mine(self) -> list[Item]:
         return self.items[self.shard[0] :: self.shard[1]]
 
-    def _open_of(self, store: Store) -> list[Item]:
-        known = records(store)
+    def _open_of(self, store: Store, known: Mapping[str, Record]) -> list[Item]:
         return [i for i in self._mine() if self._open(store, i, known.get(i.name))]
 
     def _open(self, store: Store, item: Item, record: Record | None) -> bool:
@@ -292,13 +300,41 @@ class ExtractJob:
             return True
         if not record.done:
             return self.retry
+        file = store.file(item.name)
         try:
-            whole = os.path.getsize(store.file(item.name)) == record.bytes
+            whole = os.path.getsize(file) == record.bytes
+            if self.retry:
+                whole = whole and digest_of(file) == record.digest
         except OSError:
             return True
-        with suppress(OSError):  # a source that is gone since takes nothing from its tracks
-            return not whole or os.path.getsize(item.path) != record.source_bytes
-        return not whole
+        return not whole or not _is_source(item.path, record)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed had begun to write into a store."""
+    for pattern in ("videos/??/.*.zip", ".index.*.parquet", ".zarr.*.json"):
+        for stray in folder.glob(pattern):
+            stray.unlink(missing_ok=True)
+
+
+def _is_source(path: str, record: Record) -> bool:
+    """Whether a video is, by its size, that of a record.
+
+    One that is gone since, or cannot be got at now, takes nothing from its tracks.
+    """
+    try:
+        return os.path.getsize(path) == record.source_bytes
+    except OSError:
+        return True
+
+
+def _remove_other(store: Store, record: Record | None) -> None:
+    """Remove an entry that is another than was recorded, lest it be taken over."""
+    if record is not None and record.done:
+        file = store.file(record.name)
+        with suppress(FileNotFoundError):
+            if digest_of(file) != record.digest:
+                file.unlink()
 
 
 def _blocks(read: Iterator[_Read]) -> Iterator[torch.Tensor]:
@@ -315,16 +351,6 @@ _Read = tuple[Item, Any]
 Many = Callable[[ExtractJob, Store, list[Item]], Iterator[Record]]
 
 
-def records(store: Store) -> dict[str, Record]:
-    """All settled videos by name: of the index, then of the journals."""
-    known = {record.name: record for record in store.index()}
-    for path in sorted((store.path / "work").glob("settled-*.jsonl")):
-        with suppress(FileNotFoundError):
-            for record in _Journal.read(path):
-                known[record.name] = record
-    return known
-
-
 def damage(store: Store, name: str) -> str:
     """What is wrong with the entry of a video, reading all of it; empty where nothing is.
 
@@ -335,6 +361,7 @@ def damage(store: Store, name: str) -> str:
     """
     try:
         with store.entry(name) as entry:
+            entry.check()
             step = 64
             starts = 0
             for at in range(0, entry.frames, step):
@@ -348,44 +375,6 @@ def damage(store: Store, name: str) -> str:
     except (StoreError, OSError) as error:
         return str(error)
     return ""
-
-
-class _Journal:
-    """Lines of settled videos; a line that was cut off by a kill is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> _Journal:
-        whole = self.whole(self.path) if self.path.exists() else b""
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.ftruncate(self._file, len(whole))
-        os.lseek(self._file, 0, os.SEEK_END)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-    def write(self, record: Record) -> None:
-        """Append; on the disk when it returns."""
-        line = json.dumps(asdict(record)).encode() + b"\n"
-        while line:
-            line = line[os.write(self._file, line) :]
-        os.fsync(self._file)
-
-    @staticmethod
-    def whole(path: Path) -> bytes:
-        """All but a last line that has no end."""
-        data = path.read_bytes()
-        return data[: data.rfind(b"\n") + 1]
-
-    @staticmethod
-    def read(path: Path) -> Iterator[Record]:
-        """The records of whole lines."""
-        try:
-            yield from [Record(**json.loads(line)) for line in _Journal.whole(path).splitlines()]
-        except (ValueError, TypeError) as error:
-            raise StoreError(f"{path} is damaged: {error}") from None
 
 
 def _duplicates(names: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ from .store import Record, Store, StoreError
 from .store_config import TrackConfig, differences
 from .store_entry import Entry
 from .store_extract import digest_of, extract_video, extracted
-from .store_job import damage, records
+from .store_job import damage
+from .store_journal import records
 from .store_locks import Writer
 from .video import VideoError, probe
 
@@ -102,8 +103,8 @@ def verify(
 
     Parameters
     ----------
-    sources : path of each video by name; where given, their sizes and frame counts must be those
-        recorded, and none of them may be missing.
+    sources : path of each video by name; where given, their sizes, digests and frame counts must be
+        those recorded, and none of them may be missing.
     config : what the store is held to be made with, compared before anything is read; by default
         what it says itself. RAFT's weights, of which it has but the digest, `sample` needs in it.
     sample : so many videos, evenly spread, are extracted anew and compared; needs `sources`.
@@ -136,12 +137,12 @@ def verify(
         if found:
             damaged.add(record.name)
         if sources is not None:
-            found += _moved(record, sources)
+            found += _moved(store, record, sources)
         wrong += [f"{record.name}: {line}" for line in found]
         if progress is not None:
             progress(1)
     named = {store.file(record.name) for record in known}
-    wrong += [f"{path} is in no list" for path in store.files() if path not in named]
+    wrong += [_unnamed(path) for path in store.files() if path not in named]
     absent = [name for name in sources or () if name not in every]
     wrong += [f"{name}: is in the list, but was not extracted" for name in absent[:_SHOWN]]
     if len(absent) > _SHOWN:
@@ -198,17 +199,31 @@ def _wrong(store: Store, record: Record) -> list[str]:
     return [] if held == said else [f"frames, height and width are {held}; recorded were {said}"]
 
 
-def _moved(record: Record, sources: Mapping[str, str]) -> list[str]:
+def _unnamed(path: Path) -> str:
+    """What is wrong with an entry that belongs to no video."""
+    try:
+        Entry(path).close()
+    except (StoreError, OSError) as error:
+        return str(error)
+    return f"{path} is in no list"
+
+
+def _moved(store: Store, record: Record, sources: Mapping[str, str]) -> list[str]:
     path = sources.get(record.name)
     if path is None:
         return ["is not in the list"]
     try:
-        size, frames = os.path.getsize(path), probe(path).frames
+        size, frames, digest = os.path.getsize(path), probe(path).frames, digest_of(path)
     except (OSError, VideoError) as error:
         return [f"its video cannot be read: {error}"]
     wrong = []
     if size != record.source_bytes:
         wrong.append(f"its video has {size} bytes now; it had {record.source_bytes}")
+    elif record.source_digest and digest != record.source_digest:
+        wrong.append(
+            "its video is another one now, of as many bytes: once "
+            f"{store.file(record.name)} is removed, mme extract makes its tracks anew"
+        )
     if frames != record.frames:
         wrong.append(f"its video has {frames} frames; {record.frames} have tracks")
     return wrong
@@ -225,18 +240,36 @@ def _other(store: Store, config: TrackConfig, record: Record, path: str, device:
         if made.digest == record.digest:
             return ""
         with store.entry(record.name) as a, again.entry(record.name) as b:
-            if (a.frames, a.height, a.width) != (b.frames, b.height, b.width):
+            if _shape(a) != _shape(b):
                 return "has other frames than its video now"
-            most = unlike = 0
-            for at in range(0, a.frames, 64):
-                some = range(at, min(at + 64, a.frames))
-                gap = np.abs(
-                    a.tracks(some).displacements.astype(int) - b.tracks(some).displacements
-                )
-                most, unlike = max(most, int(gap.max())), unlike + int((gap > 0).sum())
+            unlike, most = _apart(a, b)
     if not unlike:
         return ""  # made by other versions, with equal tracks
     return f"computed again, {unlike} values differ, by up to {most * config.step:g} px"
+
+
+def _shape(entry: Entry) -> tuple[int, int, int]:
+    return entry.frames, entry.height, entry.width
+
+
+def _apart(a: Entry, b: Entry) -> tuple[int, int]:
+    """How many displacements of two entries of one shape differ, and by how many steps at most."""
+    most = unlike = 0
+    for at in range(0, a.frames, 64):
+        some = range(at, min(at + 64, a.frames))
+        gap = np.abs(a.tracks(some).displacements.astype(int) - b.tracks(some).displacements)
+        most, unlike = max(most, int(gap.max())), unlike + int((gap > 0).sum())
+    return unlike, most
+
+
+def _alike(one: Store, other: Store, name: str) -> bool:
+    """Whether two stores hold equal tracks of a video, be it that other versions made them."""
+    with one.entry(name) as a, other.entry(name) as b:
+        return (
+            _shape(a) == _shape(b)
+            and a.about.get("source") == b.about.get("source")
+            and not _apart(a, b)[0]
+        )
 
 
 def unsettled(stores: Sequence[Store]) -> list[str]:
@@ -292,7 +325,8 @@ def merge(
     Raises
     ------
     StoreError
-        If configs differ, if two hold different tracks under one name, or a part is damaged.
+        If configs differ, if two hold different tracks under one name, or a part is damaged. (Equal
+        tracks of equal videos that other versions made are not different: those there are stay.)
     """
     stores = [Store(part) for part in parts]
     if not stores:
@@ -315,7 +349,9 @@ def merge(
                     if record.done:
                         _copy(store, target, record)
                     known[name] = record
-                elif record.done and held.digest != record.digest:
+                elif (
+                    record.done and held.digest != record.digest and not _alike(store, target, name)
+                ):
                     raise StoreError(f"{store.path} and another hold different tracks of {name!r}")
         if names is None:
             # A new store, or one of these parts merged before they were finished, has no more.

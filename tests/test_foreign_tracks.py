@@ -20,6 +20,7 @@ from mme_targets.flow_files import write_flo
 from mme_targets.foreign_tracks import find, import_video, load_arrays, open_flow
 from mme_targets.ops.trajectories import trajectories
 from mme_targets.store import Store, TrackConfig
+from mme_targets.store_job import ExtractJob, Item
 from mme_targets.synthetic import render_scene
 from mme_targets.video import VideoError
 
@@ -268,3 +269,119 @@ def test_the_job_takes_in_what_there_is(video: Path, tmp_path: Path, flow: torch
     line[line.index("--out") + 1] = str(tmp_path / "other")
     assert main(line) == 3, "it failed, and the index says so"
     assert "there is no .gz" in Store(tmp_path / "other").index()[0].reason
+
+
+# --- what is damaged or means nothing ------------------------------------------------------------
+
+
+def tracks_of(count: int = FRAMES - 4) -> dict[str, np.ndarray]:
+    grid = (HEIGHT // 8, WIDTH // 8)
+    return {
+        "traj_feat": np.ones((8, count, *grid), np.float32),
+        "traj_type": np.ones((count, *grid), np.uint8),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".npz"])
+def test_a_damaged_file_is_its_videos_trouble_alone(
+    video: Path, tmp_path: Path, flow: torch.Tensor, suffix: str
+) -> None:
+    """Whatever the library below makes of it, the next video is taken in."""
+    if suffix == ".gz":
+        save_gz(tmp_path / "v.gz", tracks_of())
+    else:
+        np.savez_compressed(tmp_path / "v.npz", flow=flow.numpy())
+    whole = (tmp_path / f"v{suffix}").read_bytes()
+    damaged = [whole[: len(whole) // 2], b"PK\3\4 text"]
+    for place in (10, 30, len(whole) // 3, len(whole) // 2, len(whole) - 30):
+        data = bytearray(whole)
+        data[place] ^= 0x55
+        damaged.append(bytes(data))
+    items = [Item(f"{i}.mp4", str(video)) for i in range(len(damaged))]
+    for i, data in enumerate(damaged):
+        (tmp_path / f"{i}{suffix}").write_bytes(data)
+    job = ExtractJob(
+        tmp_path / "store", CONFIG, [*items, Item("v.mp4", str(video))], have=str(tmp_path)
+    )
+    report = job.run()
+    assert report.done + len(report.failed) == len(items) + 1
+    assert len(report.failed) >= 4
+    assert "v.mp4" not in dict(report.failed)
+
+
+def test_an_array_alone_is_no_npz(tmp_path: Path, flow: torch.Tensor) -> None:
+    with (tmp_path / "v.npz").open("wb") as file:
+        np.save(file, flow.numpy())
+    with pytest.raises(ValueError, match="holds no array `flow`"):
+        list(open_flow(tmp_path / "v.npz").blocks)
+    np.savez(tmp_path / "v.npz", flow=flow.numpy().astype(complex))
+    with pytest.raises(ValueError, match="must be real numbers"):
+        list(open_flow(tmp_path / "v.npz").blocks)
+
+
+@pytest.mark.parametrize("kind", ["flo", "pictures"])
+def test_files_are_in_the_order_of_their_numbers(tmp_path: Path, kind: str) -> None:
+    """Also where these are not padded: 10 after 9."""
+    (tmp_path / "v").mkdir()
+    for i in range(8, 13):
+        if kind == "flo":
+            write_flo(tmp_path / "v" / f"{i}.flo", torch.full((2, 8, 8), float(i)))
+            continue
+        for component in "xy":
+            name = str(tmp_path / "v" / f"flow_{component}_{i}.png")
+            cv2.imwrite(name, np.full((8, 8), 10 * i, np.uint8))
+    read = torch.cat(list(open_flow(tmp_path / "v").blocks))
+    assert (read[1:, 0, 0, 0] > read[:-1, 0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("bound", [0.0, -20.0, float("inf"), float("nan")])
+def test_a_bound_that_means_nothing_is_refused(tmp_path: Path, video: Path, bound: float) -> None:
+    with pytest.raises(ValueError, match="must be more than 0 px"):
+        ExtractJob(tmp_path / "store", CONFIG, [Item("v", str(video))], have="x", bound=bound)
+
+
+def test_flow_videos_of_different_sizes(tmp_path: Path) -> None:
+    for component, width in (("x", 32), ("y", 48)):
+        grey = torch.zeros(3, 3, 32, width, dtype=torch.uint8)
+        write_video(tmp_path / f"flow_{component}.mp4", grey)
+    with pytest.raises(ValueError, match="different sizes"):
+        list(open_flow(tmp_path).blocks)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_tracks_without_numbers_are_not_to_be_used(
+    video: Path, tmp_path: Path, value: float
+) -> None:
+    arrays = tracks_of()
+    arrays["traj_feat"][5, 2, 3, 4] = value
+    save_gz(tmp_path / "v.gz", arrays)
+    store = Store.create(tmp_path / "store", CONFIG)
+    import_video(store, CONFIG, "v.mp4", video, tmp_path)
+    with store.entry("v.mp4") as entry:
+        assert not entry.about["finite"]
+        found = entry.tracks([2])
+    assert found.in_view is not None
+    assert (found.in_view[0] == 255).sum() == 1
+    assert found.in_view[0, 3, 4] == 255
+    assert not found.displacements[0, :, 3, 4].any()
+    assert found.displacements[0, 0, 0, 0, 0] == 8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04}" + b")" + b"\x85" * 200000 + b"K\x01s.",  # a key that nests deeply
+        b"\x80\x04}r\xff\xff\xff\x7f.",  # remembered at a place that takes 16 GB
+    ],
+)
+def test_pickles_that_overflow(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "v.gz").write_bytes(gzip.compress(data))
+    with pytest.raises(ValueError, match="more operations than arrays do"):
+        load_arrays(tmp_path / "v.gz")
+
+
+def test_absolute_names_are_looked_for_below_the_folder(tmp_path: Path) -> None:
+    inner = tmp_path / "have" / "data" / "k"
+    inner.mkdir(parents=True)
+    (inner / "v.npz").touch()
+    assert find(tmp_path / "have", "/data/k/v.mp4") == inner / "v.npz"

@@ -26,7 +26,8 @@ from mme_targets.store import Store, StoreError
 from mme_targets.store_entry import NOT_FINITE
 from mme_targets.store_estimate import estimate
 from mme_targets.store_extract import BLOCK, Frames, extract_frames, extract_video
-from mme_targets.store_job import ExtractJob, Item, records
+from mme_targets.store_job import ExtractJob, Item
+from mme_targets.store_journal import records
 from mme_targets.store_locks import Writer
 from mme_targets.store_tools import merge, summary, verify
 from mme_targets.store_writer import EntryWriter
@@ -123,13 +124,14 @@ def test_a_file_that_changes_meanwhile_fails(
 KILLED = """
 import os, signal, sys, torch
 from mme_targets.store import TrackConfig
-from mme_targets.store_job import ExtractJob, Item, _Journal
+from mme_targets.store_job import ExtractJob, Item
+from mme_targets.store_journal import Journal
 
 threads, out, *paths = sys.argv[1:]
 torch.set_num_threads(int(threads))
 config = TrackConfig(flow="dis", camera_motion=False, length=4)
 items = [Item(os.path.basename(p), p) for p in paths]
-write = _Journal.write
+write = Journal.write
 
 
 def die(*_):
@@ -150,7 +152,7 @@ def in_a_video(count, seen=[0]):
 def attempt(**how):
     child = os.fork()
     if not child:
-        _Journal.write = how.pop("write", write)
+        Journal.write = how.pop("write", write)
         ExtractJob(out, config, items).run(**how)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

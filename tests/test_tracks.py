@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +17,15 @@ from mme_model.inline import TargetMaker
 from mme_model.pretrain import Pretraining, pretrain
 from mme_model.recipe import Recipe
 from mme_model.sources import open_source
-from mme_model.tracks import ClipTracks, StoredSource, track_config
+from mme_model.tracks import ClipTracks, StoredSource, stored_only, track_config
 from mme_targets import ConfigError, MotionTargets
 from mme_targets.files import write_video
-from mme_targets.store import Store, StoreError
+from mme_targets.store import Record, Store, StoreError
 from mme_targets.store_extract import Frames, extract_frames
 from mme_targets.store_read import look_up
 from mme_targets.store_tools import merge, verify
 from mme_targets.store_tools import summary as summary_of
+from mme_targets.store_writer import EntryWriter
 from mme_targets.synthetic import render_scene
 from mme_targets.video import VideoError
 
@@ -166,6 +169,17 @@ def test_a_video_that_is_missing_is_computed_and_counted(videos: Path, store: Pa
     assert job.about == {"videos": 2, "skipped": 0, "without_tracks": 0, "inline": 1}
 
 
+def test_videos_that_are_missing_are_named(videos: Path, store: Path, tmp_path: Path) -> None:
+    """Lest a whole training computes what it was to read, as the list calls videos otherwise."""
+    (note,) = Pretraining(recipe_of(videos, tracks=str(store))).notes
+    assert note.startswith(f"{store} has tracks of 1 of the 2 videos of ")
+    assert note.endswith("computed at every visit: b.mp4")
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{videos / name}\n" for name in NAMES))
+    (note,) = Pretraining(recipe_of(listed, tracks=str(store))).notes
+    assert f"has tracks of none of the 2 videos of '{listed}'" in note
+
+
 def test_videos_that_are_missing_are_left_out_if_asked(videos: Path, store: Path) -> None:
     recipe = recipe_of(
         videos, tracks=str(store), clips={"missing": "skip"}, train={"batch_size": 1}
@@ -224,6 +238,67 @@ def test_the_cache_is_written_once(videos: Path, tmp_path: Path) -> None:
     assert first.tracks is not None
     assert again.tracks is not None
     assert all(torch.equal(a, b) for a, b in zip(first.tracks, again.tracks, strict=True))
+
+
+def test_the_cache_mends_what_is_damaged_or_of_an_older_video(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is extracted anew, as in a run that begins now; no clip is lost."""
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    recipe = recipe_of(folder, cache=str(tmp_path / "cache"))
+    dataset = ClipDataset(
+        recipe, open_source(recipe.data, recipe.clips), tracks=ClipTracks.of(recipe)
+    )
+    assert dataset.tracks is not None
+    first = dataset[0, 0]
+    file = dataset.tracks.store.file("a.mp4")
+    whole = file.read_bytes()
+    at = whole.find(b"rows/c/0") + len("rows/c/0") + 5
+    for damaged in (b"", whole[:500], whole[:at] + b"?" + whole[at + 1 :]):
+        file.write_bytes(damaged)
+        again = dataset[0, 0]
+        assert not again.skipped
+        assert torch.equal(first.tracks[1], again.tracks[1])
+        assert file.read_bytes() == whole
+    for frames in (26, 30):
+        write_video(folder / "a.mp4", render_scene(frames, (80, 104), seed=9).frames)
+        assert not dataset[0, 0].skipped
+        assert verify(dataset.tracks.store, sources={"a.mp4": str(folder / "a.mp4")}) == []
+    extracted = []
+    monkeypatch.setattr(ClipTracks, "_extract", lambda *at: extracted.append(at))
+    file.write_bytes(b"")
+    assert dataset[0, 0].skipped, "what cannot be mended is said, and tried once"
+    assert len(extracted) <= 2
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_cache_that_cannot_be_written_costs_no_video(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    recipe = recipe_of(videos, cache=str(tmp_path / "cache"))
+    dataset = ClipDataset(
+        recipe, open_source(recipe.data, recipe.clips), tracks=ClipTracks.of(recipe)
+    )
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(EntryWriter, "finish", fails)
+    with pytest.raises(StoreError, match=rf"cache: the tracks of a\.mp4 .*: {os.strerror(number)}"):
+        dataset[0, 0]
+
+
+def test_a_store_whose_list_has_grown_is_read_to_its_end(videos: Path, store: Path) -> None:
+    grown = Store(store)
+    try:
+        recipe = recipe_of(videos, tracks=str(store))
+        source = open_source(recipe.data, recipe.clips)
+        grown.write_index([Record("b.mp4")])
+        kept = stored_only(source, recipe)
+        assert [kept.name(i) for i in range(len(kept))] == ["a.mp4", "b.mp4"]
+    finally:
+        (store / "index.parquet").unlink()
 
 
 class Longer:
