@@ -98,12 +98,18 @@ def open_weights(path: str | os.PathLike[str]) -> Opened:
         loaded = _restricted(file)
         tensors, options, left = _unpack(loaded, file)
         beyond = loaded.get(KEY, beyond)
-    for wrapper in WRAPPERS:
-        if tensors and all(key.startswith(wrapper) for key in tensors):
-            tensors = {key[len(wrapper) :]: value for key, value in tensors.items()}
+    while wrapper := _wrapper(tensors):
+        tensors = {key[len(wrapper) :]: value for key, value in tensors.items()}
     if not tensors:
         raise ValueError(f"{file} holds no weights")
     return Opened(file, tensors, config, about, options, left, beyond)
+
+
+def _wrapper(tensors: Iterable[str]) -> str:
+    """What stands before every key, if it is one of `WRAPPERS`."""
+    keys = list(tensors)
+    found = (wrapper for wrapper in WRAPPERS if all(key.startswith(wrapper) for key in keys))
+    return next(found, "") if keys else ""
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
