@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -87,7 +88,7 @@ def evaluate(
     """
     from accelerate import PartialState
 
-    from .convert import load_classifier
+    from .convert import noted_classifier
     from .views import open_videos
 
     if batch < 1:
@@ -97,7 +98,7 @@ def evaluate(
     folder = out_folder(out)
     state = PartialState(cpu=cpu or not torch.cuda.is_available())
     rank, world, main = state.process_index, state.num_processes, state.is_main_process
-    model, recipe, classes = load_classifier(checkpoint, state.device)
+    model, recipe, classes, said = noted_classifier(checkpoint, state.device)
     config = recipe.views.replace(**(views or {}))
     spec = data or _validated_on(recipe)
     whose = {"job": "test", "checkpoint": os.fspath(checkpoint), "data": spec}
@@ -122,7 +123,7 @@ def evaluate(
         "data_hash": data_hash(source),
         "views": {"clips": config.test_clips, "crops": config.test_crops},
         "unreadable": unreadable,
-        "notes": [*assumed, *notes, *seen_in_training(source, recipe), *_empty(made)],
+        "notes": [*said, *assumed, *notes, *seen_in_training(source, recipe), *_empty(made)],
         "recipe": recipe.replace(views=config).to_dict(),
         "versions": versions(),
     }
@@ -150,11 +151,13 @@ def predict(
     OSError, ValueError, VideoError
         Where the checkpoint cannot be used or the video cannot be read.
     """
-    from .convert import load_classifier
+    from .convert import noted_classifier
     from .views import open_videos, test_views
 
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    model, recipe, classes = load_classifier(checkpoint, device)
+    model, recipe, classes, said = noted_classifier(checkpoint, device)
+    for note in said:
+        print(f"note: {note}", file=sys.stderr)
     config = recipe.views.replace(**(views or {}))
     built_in = _built_in(video)
     number = built_in or 0

@@ -74,9 +74,10 @@ class Finetuning:
         torch.manual_seed(keys.number(train.seed, 0, 0, "weights"))
         self.classifier = Classifier(recipe.model, views, len(self.classes), config)
         self.model: nn.Module = self.classifier
-        self.init = initialised(self.classifier, recipe) if recipe.init else {}
-        if "left_out" in self.init:
-            self.notes.append(f"{recipe.init}: {self.init['left_out']} not taken")
+        self.init: dict[str, Any] = {}
+        if recipe.init:
+            self.init, said = initialised(self.classifier, recipe)
+            self.notes += said
         self.groups = layer_groups(self.classifier, config.layer_decay, train.weight_decay)
         self.judged = self.val is not None
         self.ema = config.ema

@@ -26,7 +26,7 @@ from .key_maps import Style, canonical, count, names, pick, rows_of_released, st
 from .mme import target_widths
 from .mvit import build_encoder, build_model
 from .recipe import Recipe
-from .vit import SIZES, Shape, sinusoids
+from .vit import SIZES, Shape, encoder_shape, sinusoids
 
 __all__ = ["Assumed", "Weights", "build", "read_weights"]
 
@@ -72,6 +72,7 @@ class Weights:
     mapped : how many of the file's tensors they were made of.
     left : tensors and other content that was left out, with the reason.
     notes : what a user should know.
+    assumed : which of frames, size and heads the file does not say.
     """
 
     state: dict[str, Tensor]
@@ -84,6 +85,7 @@ class Weights:
     mapped: int
     left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
 
     @property
     def clip(self) -> TargetConfig | ViewConfig:
@@ -174,6 +176,7 @@ class _Reader:
         self.given = canonical(opened.tensors, style)
         self.left = dict(opened.left)
         self.notes: list[str] = []
+        self.unsaid: list[str] = []
         self.carried = Carried(opened.carried)
         self.config: Mapping[str, Any] = {}
         if style == "hf" and opened.config:
@@ -201,6 +204,7 @@ class _Reader:
         self._sort_out(kind, used)
         fit_state(state, wanted, str(self.opened.path))
         self._note_types(state)
+        self._note_assumed(kind, recipe)
         mapped = len({self.given[name][0] for name in used})
         return Weights(
             state,
@@ -213,6 +217,7 @@ class _Reader:
             mapped,
             self.left,
             self.notes,
+            self.unsaid,
         )
 
     def _has(self, key: str) -> bool:
@@ -282,7 +287,7 @@ class _Reader:
             )
             clip[name] = known or usual
             if not known:
-                self.notes.append(f"{name} of a clip: not in the file, {usual} assumed")
+                self._assume(name)
         return clip
 
     def _model(self, kind: Kind) -> dict[str, Any]:
@@ -290,6 +295,8 @@ class _Reader:
         width = len(self.given[names("encoder.patch_embed.proj.weight", self.style)[0][0]][1])
         depth = count(self.given, self.style, "encoder")
         heads = self.assumed.heads or self.config.get("num_attention_heads", self.carried.heads)
+        if not heads:
+            self._assume("heads")
         shape = Shape(width, depth, heads or HUGE.get(width, max(1, width // 64)))
         size = next((name for name, known in SIZES.items() if known == shape), None)
         model: dict[str, Any] = {"size": size} if size else shape._asdict()
@@ -383,6 +390,23 @@ class _Reader:
         types = sorted({str(v.dtype).removeprefix("torch.") for v in state.values()})
         if types != ["float32"]:
             self.notes.append(f"weights are {', '.join(types)}, as in the file")
+
+    def _assume(self, name: str) -> None:
+        if name not in self.unsaid:
+            self.unsaid.append(name)
+
+    def _note_assumed(self, kind: Kind, recipe: Recipe | FinetuneRecipe) -> None:
+        """Say what the file does not, and what was taken for it."""
+        clip = recipe.views if isinstance(recipe, FinetuneRecipe) else recipe.targets
+        for name in self.unsaid:
+            value = encoder_shape(recipe.model).heads if name == "heads" else getattr(clip, name)
+            of = "attention heads of the encoder" if name == "heads" else f"{name} of a clip"
+            self.notes.append(f"{of}: not in the file, {value} assumed")
+        if kind == "classifier" and not self.carried.views and isinstance(clip, ViewConfig):
+            self.notes.append(
+                f"which frames a clip has: not in the file, {clip.sampling} sampling assumed, "
+                f"{clip.stride} frames apart"
+            )
 
     def _classes(self, classes: int) -> list[str]:
         labels = self.config.get("id2label", {})
