@@ -27,7 +27,7 @@ from .reports import add_overwrite, out_folder, refuse_others, write_report
 from .results import Row
 from .runs import versions
 from .scores import Predictions
-from .sources import Source
+from .sources import Source, VideoSource, one_video
 from .view_data import eval_loader
 from .viewing import ViewProgress, autocast, gathered, group_size, in_chunks, share_of
 
@@ -162,7 +162,11 @@ def predict(
     built_in = _built_in(video)
     number = built_in or 0
     spec = os.fspath(video) if built_in is None else f"synthetic:{number + 1}"
-    source = open_videos(spec, config, held_out=True, testing=True)
+    source: Source
+    if built_in is None and os.path.isfile(spec):
+        source = VideoSource(one_video(spec), short_side=config.short_side or config.size)
+    else:
+        source = open_videos(spec, config, held_out=True, testing=True)
     if len(source) != 1 and built_in is None:
         raise ValueError(f"{video} holds {len(source)} videos; `mme test` takes more than one")
     with autocast(precision, device):

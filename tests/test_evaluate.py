@@ -28,6 +28,7 @@ from mme_model.reports import headline
 from mme_model.scores import Predictions, class_rows, confusion, figures, write_classes
 from mme_model.synthetic import CLASSES, SyntheticVideos
 from mme_model.viewing import gathered, group_size, share_of
+from mme_targets.demux import VideoError
 from mme_targets.files import write_video
 from mme_targets.synthetic import render_scene
 
@@ -329,6 +330,18 @@ def test_predict_prints_a_table(
     assert sorted(name for name, _ in found) == sorted(CLASSES)
     shares = [share for _, share in found]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_predict_takes_a_video_whatever_its_name_ends_in(
+    classifier: Path, listed: Path, tmp_path: Path
+) -> None:
+    video = listed.parent / "a 6.mp4"
+    (tmp_path / "upload-1234").write_bytes(video.read_bytes())
+    found = testing.predict(tmp_path / "upload-1234", classifier, cpu=True)
+    assert found == testing.predict(video, classifier, cpu=True)
+    (tmp_path / "notes.txt").write_text("no video")
+    with pytest.raises(VideoError, match=r"notes\.txt: not a video"):
+        testing.predict(tmp_path / "notes.txt", classifier, cpu=True)
 
 
 def test_predict_takes_a_built_in_video_by_its_number(

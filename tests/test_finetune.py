@@ -241,6 +241,20 @@ def test_oddities_are_told_with_names() -> None:
     assert labels.oddities(Labelled(("a", 0), ("b", 1)), None, ("0", "1")) == []
 
 
+def test_a_share_of_a_list_has_all_its_classes(tmp_path: Path) -> None:
+    frames = torch.zeros((4, 3, 36, 36), dtype=torch.uint8)
+    write_video(tmp_path / "0.mp4", frames)
+    for number in range(1, 12):
+        (tmp_path / f"{number}.mp4").write_bytes((tmp_path / "0.mp4").read_bytes())
+    lines = [f"{number}.mp4 {number}" for number in range(12)]
+    for name in ("train.csv", "val.csv"):
+        (tmp_path / name).write_text("\n".join(lines))
+    job = Finetuning(small(data=str(tmp_path / "train.csv"), val=str(tmp_path / "val.csv"),
+                           views__fraction=0.4, views__repeats=4))  # fmt: skip
+    assert len(job.source) < 10
+    assert job.classes == tuple(str(number) for number in range(12))
+
+
 def test_the_hash_of_data_follows_names_and_labels() -> None:
     videos = [("a.mp4", 0), ("b.mp4", 1)]
     same = labels.data_hash(Labelled(*videos))
