@@ -26,19 +26,20 @@ def known_labels(source: Source, classes: Sequence[str], spec: str) -> npt.NDArr
     Raises
     ------
     ValueError
-        For a class that the classifier does not have; names videos and labels.
+        For a video of a class that the classifier does not have; names videos and labels.
     """
     labels = np.array([source.label(i) for i in range(len(source))], dtype=np.int64)
     own = tuple(getattr(source, "classes", ()))
     if own and not all(name.isdecimal() for name in classes):
         place = {name: number for number, name in enumerate(classes)}
-        foreign = [name for name in own if name not in place]
+        asked = sorted({label for label in labels.tolist() if label >= 0})
+        foreign = [own[label] for label in asked if own[label] not in place]
         if foreign:
             raise ValueError(
                 f"{spec}: {len(foreign)} of its {len(own)} classes are not among the classifier's "
                 f"{len(classes)}: {some(foreign)}; it knows {some(classes)}"
             )
-        to = np.array([place[name] for name in own], dtype=np.int64)
+        to = np.array([place.get(name, -1) for name in own], dtype=np.int64)
         labels = np.where(labels >= 0, to[np.maximum(labels, 0)], -1)
     high = np.flatnonzero(labels >= len(classes))
     if len(high):

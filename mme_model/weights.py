@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from .key_maps import Style, canonical, count, names, pick, rows_of_released, st
 from .mme import target_widths
 from .mvit import build_encoder, build_model
 from .recipe import Recipe
-from .vit import SIZES, Shape, encoder_shape, sinusoids
+from .vit import MEAN, SIZES, STD, Shape, encoder_shape, sinusoids
 
 __all__ = ["Assumed", "Weights", "build", "read_weights"]
 
@@ -263,6 +263,13 @@ class _Reader:
             self.notes.append(
                 f"layer_norm_eps is {eps:g} there and {EPS:g} here, as VideoMAE was trained"
             )
+        for name, here in (("image_mean", MEAN), ("image_std", STD)):
+            there = self.opened.processor.get(name)
+            if there is not None and not _alike(there, here):
+                self.notes.append(
+                    f"{name} is {there} there and {list(here)} here, ImageNet's: of the same "
+                    "frames what comes out differs"
+                )
 
     def _clip(self) -> dict[str, int]:
         """Frames, size, tubelet and patch."""
@@ -413,6 +420,13 @@ class _Reader:
         if not labels and len(self.carried.classes) == classes:
             return self.carried.classes
         return [str(labels.get(str(i), i)) for i in range(classes)]
+
+
+def _alike(there: Any, here: Sequence[float]) -> bool:
+    """Whether two lists of numbers are the same to three digits."""
+    listed = there if isinstance(there, list) else [there] * len(here)
+    sound = len(listed) == len(here) and all(isinstance(v, (int, float)) for v in listed)
+    return sound and all(abs(a - b) < 1e-3 for a, b in zip(listed, here, strict=True))
 
 
 def head_layout(key: str, targets: TargetConfig) -> tuple[int, int, int]:

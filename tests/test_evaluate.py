@@ -287,6 +287,9 @@ def test_labels_go_by_name(tmp_path: Path) -> None:
         known_labels(source, CLASSES[:7], "x")
     with pytest.raises(ValueError, match=r"1 label is out of range: .*000007 \(shrink\) has 7"):
         known_labels(source, numbers[:7], "x")
+    # A list may know more classes than it has videos of (UCF101's classInd.txt).
+    few = SyntheticVideos(3, frames=8, size=32)
+    assert known_labels(few, CLASSES[2::-1], "x").tolist() == [2, 1, 0]
 
 
 class Named(SyntheticVideos):

@@ -249,8 +249,9 @@ def test_a_share_of_a_list_has_all_its_classes(tmp_path: Path) -> None:
     lines = [f"{number}.mp4 {number}" for number in range(12)]
     for name in ("train.csv", "val.csv"):
         (tmp_path / name).write_text("\n".join(lines))
-    job = Finetuning(small(data=str(tmp_path / "train.csv"), val=str(tmp_path / "val.csv"),
-                           views__fraction=0.4, train__batch_size=2, train__micro_batch=2))  # fmt: skip
+    recipe = small(views__fraction=0.4, train__batch_size=2, train__micro_batch=2)
+    train, val = str(tmp_path / "train.csv"), str(tmp_path / "val.csv")
+    job = Finetuning(recipe.replace(data=train, val=val))
     assert len(job.source) < 10
     assert job.classes == tuple(str(number) for number in range(12))
 
