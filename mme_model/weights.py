@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +26,8 @@ from .key_maps import Style, canonical, count, names, pick, rows_of_released, st
 from .mme import target_widths
 from .mvit import build_encoder, build_model
 from .recipe import Recipe
-from .vit import MEAN, SIZES, STD, Shape, encoder_shape, sinusoids
+from .unsaid import assumed_notes, processor_notes
+from .vit import SIZES, Shape, sinusoids
 
 __all__ = ["Assumed", "Weights", "build", "read_weights"]
 
@@ -204,7 +205,8 @@ class _Reader:
         self._sort_out(kind, used)
         fit_state(state, wanted, str(self.opened.path))
         self._note_types(state)
-        self._note_assumed(kind, recipe)
+        sampled = kind != "classifier" or bool(self.carried.views)
+        self.notes += assumed_notes(self.unsaid, recipe, sampled)
         mapped = len({self.given[name][0] for name in used})
         return Weights(
             state,
@@ -263,13 +265,7 @@ class _Reader:
             self.notes.append(
                 f"layer_norm_eps is {eps:g} there and {EPS:g} here, as VideoMAE was trained"
             )
-        for name, here in (("image_mean", MEAN), ("image_std", STD)):
-            there = self.opened.processor.get(name)
-            if there is not None and not _alike(there, here):
-                self.notes.append(
-                    f"{name} is {there} there and {list(here)} here, ImageNet's: of the same "
-                    "frames what comes out differs"
-                )
+        self.notes += processor_notes(self.opened.processor)
 
     def _clip(self) -> dict[str, int]:
         """Frames, size, tubelet and patch."""
@@ -402,31 +398,11 @@ class _Reader:
         if name not in self.unsaid:
             self.unsaid.append(name)
 
-    def _note_assumed(self, kind: Kind, recipe: Recipe | FinetuneRecipe) -> None:
-        """Say what the file does not, and what was taken for it."""
-        clip = recipe.views if isinstance(recipe, FinetuneRecipe) else recipe.targets
-        for name in self.unsaid:
-            value = encoder_shape(recipe.model).heads if name == "heads" else getattr(clip, name)
-            of = "attention heads of the encoder" if name == "heads" else f"{name} of a clip"
-            self.notes.append(f"{of}: not in the file, {value} assumed")
-        if kind == "classifier" and not self.carried.views and isinstance(clip, ViewConfig):
-            self.notes.append(
-                f"which frames a clip has: not in the file, {clip.sampling} sampling assumed, "
-                f"{clip.stride} frames apart"
-            )
-
     def _classes(self, classes: int) -> list[str]:
         labels = self.config.get("id2label", {})
         if not labels and len(self.carried.classes) == classes:
             return self.carried.classes
         return [str(labels.get(str(i), i)) for i in range(classes)]
-
-
-def _alike(there: Any, here: Sequence[float]) -> bool:
-    """Whether two lists of numbers are the same to three digits."""
-    listed = there if isinstance(there, list) else [there] * len(here)
-    sound = len(listed) == len(here) and all(isinstance(v, (int, float)) for v in listed)
-    return sound and all(abs(a - b) < 1e-3 for a, b in zip(listed, here, strict=True))
 
 
 def head_layout(key: str, targets: TargetConfig) -> tuple[int, int, int]:
