@@ -296,12 +296,18 @@ OVERRIDES = {
     "workers": ("workers", int, "N", "processes that decode; -1: one a core, less this one"),
 }
 """Options that change the recipe's views: field, type, and words for them."""
+LISTS = ("format", "root", "workers")
+"""Those of them that say nothing of a single video."""
 
 
-def add_views(parser: Any, **otherwise: str) -> None:
-    """Options for the views, which where they are not given are the checkpoint's or `otherwise`."""
+def add_views(parser: Any, *, lists: bool = True, **otherwise: str) -> None:
+    """Options for the views, which where they are not given are the checkpoint's or `otherwise`;
+    those that only `lists` of videos have, unless there are none.
+    """
     whose = "the checkpoint's"
     for name, (_, kind, shown, words) in OVERRIDES.items():
+        if name in LISTS and not lists:
+            continue
         parser.add_argument(f"--{name}", type=kind | None, default=None, metavar=shown,
                             help=f"{words} [{otherwise.get(name, whose)}]")  # fmt: skip
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N",
@@ -314,7 +320,7 @@ def add_views(parser: Any, **otherwise: str) -> None:
 
 def views_of(args: Any) -> dict[str, Any]:
     """The changes that `add_views`' options ask for."""
-    given = {field: getattr(args, name) for name, (field, *_) in OVERRIDES.items()}
+    given = {field: getattr(args, name, None) for name, (field, *_) in OVERRIDES.items()}
     return {field: value for field, value in given.items() if value is not None}
 
 
@@ -358,7 +364,7 @@ def add_predict_arguments(parser: Any) -> None:
                         help="a run of `mme finetune`, or another checkpoint with a "
                         "classifier")  # fmt: skip
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print")
-    add_views(parser)
+    add_views(parser, lists=False)
 
 
 def run_predict(args: Any) -> int:

@@ -383,6 +383,7 @@ def test_the_commands(
     assert testing.run_predict(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("%" in line for line in lines) == 3
+    assert not {"root", "format", "workers"} & vars(args).keys(), "of lists alone"
 
 
 def test_bad_input_is_named(classifier: Path, listed: Path, tmp_path: Path) -> None:
