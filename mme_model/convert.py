@@ -29,6 +29,7 @@ __all__ = [
     "load_classifier",
     "load_encoder",
     "load_encoder_state",
+    "noted_classifier",
     "run",
 ]
 
@@ -49,7 +50,8 @@ def load_encoder_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
     state, facts
         Weights in float32 by an `Encoder`'s keys, with `norm.*` where the file has it (a classifier
         has not); and its `format`, `kind`, `backbone`, `width`, `depth`, `heads`, `tubelet`,
-        `patch`, `frames`, `size` and `notes`. The kind of foreign files is "encoder".
+        `patch`, `frames`, `size`, `notes` and `assumed`, which of these the file does not say. The
+        kind of foreign files is "encoder".
 
     Raises
     ------
@@ -95,6 +97,13 @@ def load_classifier(
     OSError, ValueError
         As `weights.read_weights`; also where the file holds no classifier.
     """
+    return noted_classifier(path, device)[:3]
+
+
+def noted_classifier(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[Classifier, FinetuneRecipe, list[str], list[str]]:
+    """As `load_classifier`, and what a user should know of the file: what was assumed, say."""
     weights = read_weights(path)
     if not isinstance(weights.recipe, FinetuneRecipe):
         why = "; ".join({r: 0 for k, r in weights.left.items() if k in HEADS})
@@ -104,7 +113,7 @@ def load_classifier(
     model = build("classifier", weights.recipe, len(weights.classes))
     model.load_state_dict(weights.state)
     assert isinstance(model, Classifier)
-    return model.to(device).eval(), weights.recipe, weights.classes
+    return model.to(device).eval(), weights.recipe, weights.classes, weights.notes
 
 
 def _facts(weights: Weights) -> dict[str, Any]:
@@ -116,6 +125,7 @@ def _facts(weights: Weights) -> dict[str, Any]:
         **shape._asdict(),
         **{name: getattr(clip, name) for name in ("tubelet", "patch", "frames", "size")},
         "notes": weights.notes,
+        "assumed": weights.assumed,
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +27,7 @@ from .reports import add_overwrite, out_folder, refuse_others, write_report
 from .results import Row
 from .runs import versions
 from .scores import Predictions
-from .sources import Source
+from .sources import Source, VideoSource, one_video
 from .view_data import eval_loader
 from .viewing import ViewProgress, autocast, gathered, group_size, in_chunks, share_of
 
@@ -87,7 +88,7 @@ def evaluate(
     """
     from accelerate import PartialState
 
-    from .convert import load_classifier
+    from .convert import noted_classifier
     from .views import open_videos
 
     if batch < 1:
@@ -97,7 +98,7 @@ def evaluate(
     folder = out_folder(out)
     state = PartialState(cpu=cpu or not torch.cuda.is_available())
     rank, world, main = state.process_index, state.num_processes, state.is_main_process
-    model, recipe, classes = load_classifier(checkpoint, state.device)
+    model, recipe, classes, said = noted_classifier(checkpoint, state.device)
     config = recipe.views.replace(**(views or {}))
     spec = data or _validated_on(recipe)
     whose = {"job": "test", "checkpoint": os.fspath(checkpoint), "data": spec}
@@ -122,7 +123,7 @@ def evaluate(
         "data_hash": data_hash(source),
         "views": {"clips": config.test_clips, "crops": config.test_crops},
         "unreadable": unreadable,
-        "notes": [*assumed, *notes, *seen_in_training(source, recipe), *_empty(made)],
+        "notes": [*said, *assumed, *notes, *seen_in_training(source, recipe), *_empty(made)],
         "recipe": recipe.replace(views=config).to_dict(),
         "versions": versions(),
     }
@@ -150,16 +151,22 @@ def predict(
     OSError, ValueError, VideoError
         Where the checkpoint cannot be used or the video cannot be read.
     """
-    from .convert import load_classifier
+    from .convert import noted_classifier
     from .views import open_videos, test_views
 
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    model, recipe, classes = load_classifier(checkpoint, device)
+    model, recipe, classes, said = noted_classifier(checkpoint, device)
+    for note in said:
+        print(f"note: {note}", file=sys.stderr)
     config = recipe.views.replace(**(views or {}))
     built_in = _built_in(video)
     number = built_in or 0
     spec = os.fspath(video) if built_in is None else f"synthetic:{number + 1}"
-    source = open_videos(spec, config, held_out=True, testing=True)
+    source: Source
+    if built_in is None and os.path.isfile(spec):
+        source = VideoSource(one_video(spec), short_side=config.short_side or config.size)
+    else:
+        source = open_videos(spec, config, held_out=True, testing=True)
     if len(source) != 1 and built_in is None:
         raise ValueError(f"{video} holds {len(source)} videos; `mme test` takes more than one")
     with autocast(precision, device):
@@ -289,12 +296,18 @@ OVERRIDES = {
     "workers": ("workers", int, "N", "processes that decode; -1: one a core, less this one"),
 }
 """Options that change the recipe's views: field, type, and words for them."""
+LISTS = ("format", "root", "workers")
+"""Those of them that say nothing of a single video."""
 
 
-def add_views(parser: Any, **otherwise: str) -> None:
-    """Options for the views, which where they are not given are the checkpoint's or `otherwise`."""
+def add_views(parser: Any, *, lists: bool = True, **otherwise: str) -> None:
+    """Options for the views, which where they are not given are the checkpoint's or `otherwise`;
+    those that only `lists` of videos have, unless there are none.
+    """
     whose = "the checkpoint's"
     for name, (_, kind, shown, words) in OVERRIDES.items():
+        if name in LISTS and not lists:
+            continue
         parser.add_argument(f"--{name}", type=kind | None, default=None, metavar=shown,
                             help=f"{words} [{otherwise.get(name, whose)}]")  # fmt: skip
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N",
@@ -307,7 +320,7 @@ def add_views(parser: Any, **otherwise: str) -> None:
 
 def views_of(args: Any) -> dict[str, Any]:
     """The changes that `add_views`' options ask for."""
-    given = {field: getattr(args, name) for name, (field, *_) in OVERRIDES.items()}
+    given = {field: getattr(args, name, None) for name, (field, *_) in OVERRIDES.items()}
     return {field: value for field, value in given.items() if value is not None}
 
 
@@ -351,7 +364,7 @@ def add_predict_arguments(parser: Any) -> None:
                         help="a run of `mme finetune`, or another checkpoint with a "
                         "classifier")  # fmt: skip
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print")
-    add_views(parser)
+    add_views(parser, lists=False)
 
 
 def run_predict(args: Any) -> int:

@@ -89,7 +89,7 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     kind = "encoder" if left else weights.kind
     card = _card(weights, to, kind, left)
     if not whole:
-        _write(state, out, _about(weights) if to == "mme" else None, carried(weights))
+        _write(state, out, _about(weights) if to == "mme" else None, carried(weights), out)
         with atomic_path(_card_path(out)) as path:
             path.write_text(card)
         return Written(out, len(state), left)
@@ -97,7 +97,7 @@ def export(weights: Weights, out: str | os.PathLike[str], to: Format) -> Written
     try:
         beside.mkdir(parents=True)
         about = {"mme": _about(weights), "hf": {"format": "pt"}}.get(to)
-        _write(state, beside / _NAMES[to], about, carried(weights))
+        _write(state, beside / _NAMES[to], about, carried(weights), out)
         if to == "hf":
             for name, values in _hf_files(weights, kept, kind).items():
                 (beside / name).write_text(json.dumps(values, indent=2) + "\n")
@@ -197,19 +197,27 @@ def _about(weights: Weights) -> dict[str, str]:
 
 
 def _write(
-    state: Mapping[str, Tensor], path: Path, about: dict[str, str] | None, said: dict[str, Any]
+    state: Mapping[str, Tensor],
+    path: Path,
+    about: dict[str, str] | None,
+    said: dict[str, Any],
+    where: Path,
 ) -> None:
-    """A safetensors file with that metadata, or without any what `torch.save` writes."""
-    with atomic_path(path) as beside:
-        if about is None:
-            torch.save({"model": {k: _alone(v) for k, v in state.items()}, KEY: said}, beside)
-            return
-        from safetensors.torch import save_file
+    """A safetensors file with that metadata, or without any what `torch.save` writes; errors name
+    `where` it is to be.
+    """
+    from safetensors.torch import save_file
 
+    with atomic_path(path) as beside:
         try:
-            save_file({k: v.contiguous() for k, v in state.items()}, str(beside), metadata=about)
-        except Exception as error:  # safetensors has an error class of its own for a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
+            if about is None:
+                torch.save({"model": {k: _alone(v) for k, v in state.items()}, KEY: said}, beside)
+            else:
+                whole = {k: v.contiguous() for k, v in state.items()}
+                save_file(whole, str(beside), metadata=about)
+        except Exception as error:  # of a full disk each has an error class of its own
+            reason = " ".join(str(error).split())
+            raise OSError(f"{where} cannot be written (is the disk full?): {reason}") from error
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 A video's features are the mean of the encoder's tokens, one vector a view. They are kept in
 ``CACHE/<key>/``, some hundred videos a file, so that what an interrupted run has is used by the
-next. The key is made of all that they depend on: the encoder's weights, the videos (paths, sizes
-and times of change; of built-in ones the seed), what a view is, and the precision.
+next. The key is made of all that they depend on: the encoder's weights and attention heads, the
+videos (paths, sizes and times of change; of built-in ones the seed), what a view is, and the
+precision.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["Features", "cache_key", "cached_features", "state_hash"]
 
 PART = 128
 """Videos of a file, about."""
-VERSION = 1
+VERSION = 2
 SEEN = [
     *("frames", "tubelet", "patch", "size", "sampling", "stride", "short_side"),
     *("test_clips", "test_crops"),
@@ -76,6 +77,12 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _heads(encoder: nn.Module) -> list[int]:
+    """Attention heads of each block, which weights do not tell."""
+    found = (getattr(module, "num_heads", None) for module in encoder.modules())
+    return [heads for heads in found if isinstance(heads, int)]
+
+
 def cache_key(
     encoder: nn.Module, source: Source, config: ViewConfig, precision: str
 ) -> dict[str, Any]:
@@ -94,6 +101,7 @@ def cache_key(
     about = {
         "version": VERSION,
         "encoder": state_hash(encoder.state_dict()),
+        "heads": _heads(encoder),
         "videos": digest.hexdigest(),
         "views": {name: getattr(config, name) for name in SEEN},
         "precision": precision,

@@ -63,20 +63,21 @@ class Finetuning:
             *(self.val.notes if self.val else ()),
             *oddities(self.source, self.val, self.classes),
         ]
-        count, videos = len(self.source), train.batch_size // views.repeats
-        if videos > count:
+        count = len(self.source)
+        if train.batch_size > count:
             raise ValueError(
-                f"train.batch_size is {train.batch_size}, {videos} videos by views.repeats "
-                f"({views.repeats}), more than the {count} of {recipe.data!r}"
+                f"train.batch_size is {train.batch_size}, more than the {count} videos of "
+                f"{recipe.data!r}; take a smaller one, say --batch_size {max(1, count // 4)}"
             )
-        self.steps_per_epoch = count // max(1, videos)
+        self.steps_per_epoch = count // train.batch_size
         self.steps = train.steps or train.epochs * self.steps_per_epoch
         torch.manual_seed(keys.number(train.seed, 0, 0, "weights"))
         self.classifier = Classifier(recipe.model, views, len(self.classes), config)
         self.model: nn.Module = self.classifier
-        self.init = initialised(self.classifier, recipe) if recipe.init else {}
-        if "left_out" in self.init:
-            self.notes.append(f"{recipe.init}: {self.init['left_out']} not taken")
+        self.init: dict[str, Any] = {}
+        if recipe.init:
+            self.init, said = initialised(self.classifier, recipe)
+            self.notes += said
         self.groups = layer_groups(self.classifier, config.layer_decay, train.weight_decay)
         self.judged = self.val is not None
         self.ema = config.ema
@@ -237,8 +238,8 @@ class Finetuning:
             num_classes=len(self.classes),
         )
 
-    def _check_even(self, views: int) -> None:
-        config = self.recipe.classifier
+    def _check_even(self, videos: int) -> None:
+        config, views = self.recipe.classifier, videos * self.recipe.views.repeats
         if (config.mixup or config.cutmix) and views % 2:
             raise ValueError(
                 f"{views} views are mixed with one another by mixup or cutmix, which takes an even "

@@ -72,8 +72,8 @@ class ViewConfig(Config):
     erase: float = number(0.25, 0, 1)
     """Probability of random erasing (VideoMAE)."""
     repeats: int = number(2, 1, 64)
-    """Times that a video is drawn in a row, each with its own augmentation (Table 9: repeated
-    sampling 2)."""
+    """Views of a video in one step, each with its own augmentation (Table 9: repeated sampling 2);
+    a step's `batch_size` videos make so many times as many."""
     test_clips: int = number(5, 1, 100)
     """Views in time when testing (Table 1: 2, Table 2: 5 or 7)."""
     test_crops: int = number(3, 1, 3)

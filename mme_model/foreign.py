@@ -25,6 +25,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ class Opened(NamedTuple):
     about : metadata of a safetensors file.
     options : what the program that made it was run with, where it says; plain values.
     left : what else the file holds and is not read, with the reason.
+    processor : how Hugging Face's config.json has its frames prepared, where a file beside says it.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class Opened(NamedTuple):
     options: dict[str, Any]
     left: dict[str, str]
     carried: Any = None
+    processor: Mapping[str, Any] = MappingProxyType({})
 
 
 def open_weights(path: str | os.PathLike[str]) -> Opened:
@@ -98,12 +101,19 @@ def open_weights(path: str | os.PathLike[str]) -> Opened:
         loaded = _restricted(file)
         tensors, options, left = _unpack(loaded, file)
         beyond = loaded.get(KEY, beyond)
-    for wrapper in WRAPPERS:
-        if tensors and all(key.startswith(wrapper) for key in tensors):
-            tensors = {key[len(wrapper) :]: value for key, value in tensors.items()}
+    while wrapper := _wrapper(tensors):
+        tensors = {key[len(wrapper) :]: value for key, value in tensors.items()}
     if not tensors:
         raise ValueError(f"{file} holds no weights")
-    return Opened(file, tensors, config, about, options, left, beyond)
+    processor = _processor(file.parent) if config else {}
+    return Opened(file, tensors, config, about, options, left, beyond, processor)
+
+
+def _wrapper(tensors: Iterable[str]) -> str:
+    """What stands before every key, if it is one of `WRAPPERS`."""
+    keys = list(tensors)
+    found = (wrapper for wrapper in WRAPPERS if all(key.startswith(wrapper) for key in keys))
+    return next(found, "") if keys else ""
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
@@ -130,6 +140,16 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is {type(found).__name__}; must be an object")
     return found
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """preprocessor_config.json, or as newer versions have it, a part of processor_config.json."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            found = _json(folder / name)
+            inner = found.get("image_processor") or found.get("video_processor")
+            return inner if isinstance(inner, dict) else found
+    return {}
 
 
 def _shards(index: Path) -> dict[str, Tensor]:

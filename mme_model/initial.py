@@ -19,15 +19,19 @@ from .vit import SIZES, Shape, encoder_shape
 __all__ = ["initialised"]
 
 
-def initialised(model: Classifier, recipe: FinetuneRecipe) -> dict[str, Any]:
-    """Put the encoder of `recipe.init` into the classifier; what there is to say of its
-    pre-training.
+def initialised(model: Classifier, recipe: FinetuneRecipe) -> tuple[dict[str, Any], list[str]]:
+    """Put the encoder of `recipe.init` into the classifier.
+
+    Returns
+    -------
+    found, notes
+        What there is to say of its pre-training; what a user should know.
 
     Raises
     ------
     OSError, ValueError
         As `convert.load_encoder_state`; for weights that do not fit, with the options that make
-        the model one that they fit, and a table.
+        the model one that they fit, and a table; for other attention heads than the file says.
     """
     path = recipe.init
     state, facts = load_encoder_state(path)
@@ -37,13 +41,33 @@ def initialised(model: Classifier, recipe: FinetuneRecipe) -> dict[str, Any]:
     held = resized_positions(held, wanted)
     model.encoder.load_state_dict(fit_state(held, wanted, path, _next_step(facts, recipe)))
     found: dict[str, Any] = {"path": path, **facts}
+    notes = _heads(path, facts, recipe)
     if facts.get("kind") == "classifier":
-        found["left_out"] = "its head and the norm before it, which are of its own classes, are"
+        notes.append(
+            f"{path}: its head and the norm before it, which are of its own classes, are not taken"
+        )
     if about.get("kind") == "pretrain":
         found |= pretraining(Recipe.from_json(about["recipe"]))
     else:
         found["method"] = f"from {Path(path).name}"
-    return found
+    return found, notes
+
+
+def _heads(path: str, facts: Mapping[str, Any], recipe: FinetuneRecipe) -> list[str]:
+    """Whether the heads are the file's, which no shape tells: a note where it does not say them."""
+    heads = encoder_shape(recipe.model).heads
+    if facts["heads"] == heads:
+        return []
+    if "heads" not in facts["assumed"]:
+        raise ValueError(
+            f"{path} is of another architecture, though its weights would fit: its encoder has "
+            f"{facts['heads']} attention heads, the model {heads}; start from it with "
+            f"--model.heads {facts['heads']}"
+        )
+    return [
+        f"{path}: does not say how many attention heads its encoder has; the model has {heads}, "
+        f"where 64 values each would make {facts['heads']}"
+    ]
 
 
 def _next_step(facts: Mapping[str, Any], recipe: FinetuneRecipe) -> str:

@@ -120,9 +120,9 @@ def _released(key: str, decoders: int) -> str:
 def style_of(keys: Iterable[str]) -> Style | None:
     """Which format keys are of, or None."""
     listed = set(keys)
-    if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in listed):
+    if listed & {f"{at}embeddings.patch_embeddings.projection.weight" for at in ("", "videomae.")}:
         return "hf"
-    if not any(key.endswith("patch_embed.proj.weight") for key in listed):
+    if not listed & {f"{at}patch_embed.proj.weight" for at in ("", "encoder.")}:
         return None
     released = any(re.match(r"(encoder_to_decoder|decoder)\.\d+\.", key) for key in listed)
     return "released" if released else "videomae"

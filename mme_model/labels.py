@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,8 @@ from .lists import NAMING
 if TYPE_CHECKING:
     from .sources import Source
 
-__all__ = ["Relabelled", "class_names", "data_hash", "matched", "numbered", "oddities", "some"]
+__all__ = ["Relabelled", "class_names", "data_hash", "matched", "numbered", "oddities"]
+__all__ += ["real_path", "some"]
 
 SHOWN = 10
 """Names that a message lists."""
@@ -65,6 +67,20 @@ def video_path(source: Source, index: int) -> str:
     return str(find(index)) if find else source.name(index)
 
 
+def real_path(source: Source, index: int) -> str:
+    """The file of a video, the same however a list calls it: "./a.mp4" is "a.mp4", a link what it
+    points to.
+    """
+    folder, name = os.path.split(video_path(source, index))
+    path = os.path.join(_real_folder(os.path.join(os.getcwd(), folder)), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
 def class_names(source: Source, what: str) -> tuple[str, ...]:
     """Names of the classes to train on, by label: those of the data, or else the numbers.
 
@@ -85,7 +101,7 @@ def class_names(source: Source, what: str) -> tuple[str, ...]:
     of: dict[str, int] = {}
     torn = []
     for index, label in enumerate(labels):
-        if of.setdefault(video_path(source, index), label) != label:
+        if of.setdefault(real_path(source, index), label) != label:
             torn.append(source.name(index))
     if torn:
         raise ValueError(f"{what}: {_count(torn)} listed with two labels:\n{_listed(torn)}")
@@ -94,7 +110,9 @@ def class_names(source: Source, what: str) -> tuple[str, ...]:
             f"{what}: all {len(labels)} videos are of one class, {labels[0]}; "
             "must be of two or more"
         )
-    return known or tuple(str(label) for label in range(max(labels) + 1))
+    # A share of a list may be without its last classes.
+    count = max(max(labels) + 1, getattr(source, "labelled", 0))
+    return known or tuple(str(label) for label in range(count))
 
 
 def matched(source: Source, classes: Sequence[str], what: str) -> Relabelled:
@@ -174,8 +192,9 @@ def oddities(train: Source, val: Source | None, classes: Sequence[str]) -> list[
     classes without a video, videos in both lists.
     """
     found = []
-    paths = [video_path(train, index) for index in range(len(train))]
-    twice = [path for path, count in Counter(paths).items() if count > 1]
+    paths = [real_path(train, index) for index in range(len(train))]
+    counts, first = Counter(paths), {path: i for i, path in reversed([*enumerate(paths)])}
+    twice = [video_path(train, first[path]) for path, count in counts.items() if count > 1]
     if twice:
         found.append(f"{_count(twice)} listed more than once for training:\n{_listed(twice)}")
     there = {train.label(index) for index in range(len(train))}
@@ -185,8 +204,7 @@ def oddities(train: Source, val: Source | None, classes: Sequence[str]) -> list[
             f"{len(empty)} of {len(classes)} classes have no video to train on:\n{_listed(empty)}"
         )
     if val is not None:
-        also = set(paths)
-        both = [path for i in range(len(val)) if (path := video_path(val, i)) in also]
+        both = [video_path(val, i) for i in range(len(val)) if real_path(val, i) in counts]
         if both:
             found.append(
                 f"{_count(both)} both trained on and measured on; accuracies will be too high:\n"

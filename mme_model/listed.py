@@ -5,14 +5,13 @@ Unlike in training (`labels`), videos without a label are welcome here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from .finetune_recipe import FinetuneRecipe
-from .labels import some, video_path
+from .labels import real_path, some
 from .sources import Source
 
 __all__ = ["known_labels", "seen_in_training", "unique_videos"]
@@ -27,19 +26,20 @@ def known_labels(source: Source, classes: Sequence[str], spec: str) -> npt.NDArr
     Raises
     ------
     ValueError
-        For a class that the classifier does not have; names videos and labels.
+        For a video of a class that the classifier does not have; names videos and labels.
     """
     labels = np.array([source.label(i) for i in range(len(source))], dtype=np.int64)
     own = tuple(getattr(source, "classes", ()))
     if own and not all(name.isdecimal() for name in classes):
         place = {name: number for number, name in enumerate(classes)}
-        foreign = [name for name in own if name not in place]
+        asked = sorted({label for label in labels.tolist() if label >= 0})
+        foreign = [own[label] for label in asked if own[label] not in place]
         if foreign:
             raise ValueError(
                 f"{spec}: {len(foreign)} of its {len(own)} classes are not among the classifier's "
                 f"{len(classes)}: {some(foreign)}; it knows {some(classes)}"
             )
-        to = np.array([place[name] for name in own], dtype=np.int64)
+        to = np.array([place.get(name, -1) for name in own], dtype=np.int64)
         labels = np.where(labels >= 0, to[np.maximum(labels, 0)], -1)
     high = np.flatnonzero(labels >= len(classes))
     if len(high):
@@ -63,7 +63,7 @@ def unique_videos(source: Source, labels: npt.NDArray[np.int64]) -> tuple[list[i
     first: dict[str, int] = {}
     twice: list[str] = []
     for index in range(len(labels)):
-        known = first.setdefault(video_path(source, index), index)
+        known = first.setdefault(real_path(source, index), index)
         if known == index:
             continue
         name = source.name(index)
@@ -90,11 +90,7 @@ def seen_in_training(source: Source, recipe: FinetuneRecipe) -> list[str]:
         trained = open_videos(recipe.data, recipe.views, seed=recipe.train.seed, quiet=True)
     except (OSError, ValueError):
         return []
-    paths = {os.path.realpath(video_path(trained, i)) for i in range(len(trained))}
-    also = [
-        source.name(i)
-        for i in range(len(source))
-        if os.path.realpath(video_path(source, i)) in paths
-    ]
+    paths = {real_path(trained, i) for i in range(len(trained))}
+    also = [source.name(i) for i in range(len(source)) if real_path(source, i) in paths]
     said = f"{len(also)} videos were trained on; accuracies will be too high: {some(also)}"
     return [said] if also else []

@@ -163,9 +163,11 @@ class TrainConfig(Config):
     steps: int = number(0, 0, 10**9)
     """Optimiser steps in all; 0 is what `epochs` come to. The schedule spans them."""
     batch_size: int = number(768, 1, 10**6)
-    """Clips of one step, over all processes (Table 8)."""
+    """Clips of one step, over all processes (Table 8); in fine-tuning videos, of which each gives
+    `views.repeats` views (Table 9; VideoMAE and the released code count so)."""
     micro_batch: int = number(0, 0, 10**6)
-    """Clips that one process takes at once; gradients are accumulated. 0: its whole share."""
+    """Clips that one process takes at once, counted as in `batch_size`; gradients are accumulated.
+    0: its whole share."""
     base_lr: float = number(1.5e-4, 0, 10)
     """Learning rate at a batch of 256; scaled in proportion to `batch_size` (Appendix D)."""
     min_lr: float = number(1e-5, 0, 10)

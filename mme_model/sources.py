@@ -50,11 +50,13 @@ class VideoSource:
     ----------
     videos : what `read_list` or `read_folder` gives.
     short_side : resize the short side to this as frames are decoded, px; 0 keeps the size.
+    labelled : how many classes there are by the labels of the list that these are a share of.
     """
 
-    def __init__(self, videos: VideoList, *, short_side: int = 0) -> None:
+    def __init__(self, videos: VideoList, *, short_side: int = 0, labelled: int = 0) -> None:
         self.classes = videos.classes
         """Names of the classes by label; empty where none are known."""
+        self.labelled = labelled
         self.short_side = short_side
         # Not lists of objects: a forked worker that counts references to hundreds of thousands of
         # them ends up with a copy of them all.
@@ -189,6 +191,7 @@ def open_source(
             count = max(1, round(count * clips.fraction))
         return SyntheticVideos(count, seed=seed, frames=frames, size=size, held_out=held_out)
     videos = _videos(spec, clips, "val" if held_out else "train")
+    labelled = 1 + max(entry.label for entry in videos.entries)
     if clips.fraction < 1 and not held_out:
         kept = [e for e in videos.entries if _share(seed, e.name) < clips.fraction]
         if not kept:
@@ -198,12 +201,18 @@ def open_source(
         videos = videos._replace(entries=tuple(kept))
     if not quiet and int(os.environ.get("RANK", "0")) == 0:
         _say_missing(spec, videos)
-    return VideoSource(videos, short_side=clips.short_side)
+    return VideoSource(videos, short_side=clips.short_side, labelled=labelled)
 
 
 def _share(seed: int, name: str) -> float:
     # A name that is no UTF-8 is hashed as what its bytes are written like.
     return share(seed, name.encode(errors="backslashreplace").decode())
+
+
+def one_video(path: str | os.PathLike[str]) -> VideoList:
+    """A file that is a video, whatever its name ends in."""
+    path = Path(path)
+    return VideoList((Entry(str(path), -1, "", path.name),), (), "video", str(path.parent))
 
 
 def _count(spec: str) -> int:
@@ -220,7 +229,7 @@ def _videos(spec: str, clips: ClipConfig, split: str) -> VideoList:
     if not path.exists() and "*" not in path.name:
         raise FileNotFoundError(f"{spec}: there is no such list, folder or video")
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return VideoList((Entry(spec, -1, "", path.name),), (), "video", str(path.parent))
+        return one_video(path)
     if path.is_dir() and clips.format != "hmdb51" and not _holds_splits(path):
         return read_folder(path)
     videos = read_list(path, clips.format, root=clips.root, split=split)

@@ -195,34 +195,23 @@ def train_loader(
 
     Parameters
     ----------
-    batch_size : views of one step over all processes: `repeats` of each video.
+    batch_size : videos of one step over all processes; of each there are `repeats` views.
     device : that batches are for; pinned memory where it is a GPU.
-    micro_batch : views of one batch; 0 takes the process' whole share of a step.
+    micro_batch : videos of one batch; 0 takes the process' whole share of a step.
 
     Raises
     ------
     ValueError
-        If `repeats`, processes and micro-batches do not divide the batch, or there are fewer videos
-        than one step takes.
+        If processes and micro-batches do not divide the batch, or there are fewer videos than one
+        step takes.
     """
-    repeats = config.repeats
-    for name, value in (("batch_size", batch_size), ("micro_batch", micro_batch)):
-        if value % repeats:
-            raise ValueError(
-                f"train.{name} is {value}; must be divisible by views.repeats ({repeats})"
-            )
-    if batch_size % (world * repeats):
-        raise ValueError(
-            f"train.batch_size is {batch_size}; must be divisible by the {world} processes times "
-            f"views.repeats ({repeats})"
-        )
     order = MicroBatches(
-        Order(len(source), batch_size // repeats, seed),
+        Order(len(source), batch_size, seed),
         steps,
         start_step=start_step,
         rank=rank,
         world=world,
-        micro_batch=micro_batch // repeats,
+        micro_batch=micro_batch,
     )
     return _loader(ViewDataset(config, source, seed=seed), order, torch.device(device))
 

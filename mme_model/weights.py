@@ -26,6 +26,7 @@ from .key_maps import Style, canonical, count, names, pick, rows_of_released, st
 from .mme import target_widths
 from .mvit import build_encoder, build_model
 from .recipe import Recipe
+from .unsaid import assumed_notes, processor_notes
 from .vit import SIZES, Shape, sinusoids
 
 __all__ = ["Assumed", "Weights", "build", "read_weights"]
@@ -72,6 +73,7 @@ class Weights:
     mapped : how many of the file's tensors they were made of.
     left : tensors and other content that was left out, with the reason.
     notes : what a user should know.
+    assumed : which of frames, size and heads the file does not say.
     """
 
     state: dict[str, Tensor]
@@ -84,6 +86,7 @@ class Weights:
     mapped: int
     left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
 
     @property
     def clip(self) -> TargetConfig | ViewConfig:
@@ -174,6 +177,7 @@ class _Reader:
         self.given = canonical(opened.tensors, style)
         self.left = dict(opened.left)
         self.notes: list[str] = []
+        self.unsaid: list[str] = []
         self.carried = Carried(opened.carried)
         self.config: Mapping[str, Any] = {}
         if style == "hf" and opened.config:
@@ -201,6 +205,8 @@ class _Reader:
         self._sort_out(kind, used)
         fit_state(state, wanted, str(self.opened.path))
         self._note_types(state)
+        sampled = kind != "classifier" or bool(self.carried.views)
+        self.notes += assumed_notes(self.unsaid, recipe, sampled)
         mapped = len({self.given[name][0] for name in used})
         return Weights(
             state,
@@ -213,6 +219,7 @@ class _Reader:
             mapped,
             self.left,
             self.notes,
+            self.unsaid,
         )
 
     def _has(self, key: str) -> bool:
@@ -258,6 +265,7 @@ class _Reader:
             self.notes.append(
                 f"layer_norm_eps is {eps:g} there and {EPS:g} here, as VideoMAE was trained"
             )
+        self.notes += processor_notes(self.opened.processor)
 
     def _clip(self) -> dict[str, int]:
         """Frames, size, tubelet and patch."""
@@ -282,7 +290,7 @@ class _Reader:
             )
             clip[name] = known or usual
             if not known:
-                self.notes.append(f"{name} of a clip: not in the file, {usual} assumed")
+                self._assume(name)
         return clip
 
     def _model(self, kind: Kind) -> dict[str, Any]:
@@ -290,6 +298,8 @@ class _Reader:
         width = len(self.given[names("encoder.patch_embed.proj.weight", self.style)[0][0]][1])
         depth = count(self.given, self.style, "encoder")
         heads = self.assumed.heads or self.config.get("num_attention_heads", self.carried.heads)
+        if not heads:
+            self._assume("heads")
         shape = Shape(width, depth, heads or HUGE.get(width, max(1, width // 64)))
         size = next((name for name, known in SIZES.items() if known == shape), None)
         model: dict[str, Any] = {"size": size} if size else shape._asdict()
@@ -383,6 +393,10 @@ class _Reader:
         types = sorted({str(v.dtype).removeprefix("torch.") for v in state.values()})
         if types != ["float32"]:
             self.notes.append(f"weights are {', '.join(types)}, as in the file")
+
+    def _assume(self, name: str) -> None:
+        if name not in self.unsaid:
+            self.unsaid.append(name)
 
     def _classes(self, classes: int) -> list[str]:
         labels = self.config.get("id2label", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,23 @@ def test_another_eps_and_assumptions_are_said(tmp_path: Path) -> None:
     assert "16 assumed" in notes
     assert "224 assumed" in notes
     assert read_weights(tmp_path, Assumed(heads=4)).recipe.model.heads == 4
+
+
+def test_frames_that_are_prepared_otherwise_are_said(tmp_path: Path) -> None:
+    """The processor's own default is .5; here frames are normalised as VideoMAE's are."""
+    VideoMAEForVideoClassification(config(num_labels=3)).save_pretrained(tmp_path)
+    assert not [note for note in read_weights(tmp_path).notes if "image_" in note]
+    VideoMAEImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
+    notes = [note for note in read_weights(tmp_path).notes if "image_" in note]
+    assert len(notes) == 2
+    assert notes[0].startswith("image_mean is [0.5, 0.5, 0.5] there and [0.485, 0.456, 0.406] here")
+    file = tmp_path / "preprocessor_config.json"
+    inner = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.22, 0.224, 0.225]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"video_processor": inner}))
+    file.unlink()
+    assert ["image_std" in note for note in read_weights(tmp_path).notes if "image_" in note]
+    convert(tmp_path, tmp_path / "out", "hf")
+    assert not [note for note in read_weights(tmp_path / "out").notes if "image_" in note]
 
 
 def test_a_config_that_cannot_be_is_refused(tmp_path: Path) -> None:

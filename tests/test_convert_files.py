@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import resource
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from conversions import (
     as_videomae,
     clips,
     config,
+    finetune,
     masks,
     randomised,
+    saved,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +29,7 @@ from transformers import (
 
 from mme_model.checkpoints import load_classifier, load_model
 from mme_model.convert import convert
+from mme_model.evaluate import predict
 from mme_model.weights import Assumed, read_weights
 
 # VideoMAE's files, laid out by hand
@@ -200,3 +205,44 @@ def test_heads_of_unknown_targets_leave_the_encoder(tmp_path: Path) -> None:
     weights = read_weights(tmp_path / "in.pth")
     assert weights.kind == "encoder"
     assert "not made here" in weights.left["decoder.0.head.0.2.bias"]
+
+
+def test_what_a_file_does_not_say_is_assumed_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = randomised(VideoMAEForVideoClassification(config(heads=1, num_labels=5)))
+    torch.save({"model": as_videomae(theirs, "")}, tmp_path / "in.pth")
+    weights = read_weights(tmp_path / "in.pth", Assumed(size=32))
+    assert weights.assumed == ["frames", "heads"]
+    assert weights.notes == [
+        "frames of a clip: not in the file, 16 assumed",
+        "attention heads of the encoder: not in the file, 1 assumed",
+        "which frames a clip has: not in the file, dense sampling assumed, 4 frames apart",
+    ]
+    weights, _ = convert(tmp_path / "in.pth", tmp_path / "out.pth", "videomae",
+                         assumed=Assumed(4, 32, 1))  # fmt: skip
+    assert not weights.assumed
+    assert not read_weights(tmp_path / "out.pth").notes
+    predict("synthetic/0", tmp_path / "in.pth", cpu=True)
+    assert "note: size of a clip: not in the file, 224 assumed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [("a.safetensors", "mme"), ("a.pth", "videomae"), ("a", "videomae"), ("a", "hf")],
+)
+def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(
+    tmp_path: Path, name: str, to: Any
+) -> None:
+    saved("classifier", finetune(), tmp_path / "in.safetensors", ["x", "y"])
+    out = tmp_path / "out"
+    out.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=rf"{out / name} cannot be written") as error:
+            convert(tmp_path / "in.safetensors", out / name, to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value)
+    assert not list(out.iterdir())

@@ -28,6 +28,7 @@ from mme_model.reports import headline
 from mme_model.scores import Predictions, class_rows, confusion, figures, write_classes
 from mme_model.synthetic import CLASSES, SyntheticVideos
 from mme_model.viewing import gathered, group_size, share_of
+from mme_targets.demux import VideoError
 from mme_targets.files import write_video
 from mme_targets.synthetic import render_scene
 
@@ -286,6 +287,9 @@ def test_labels_go_by_name(tmp_path: Path) -> None:
         known_labels(source, CLASSES[:7], "x")
     with pytest.raises(ValueError, match=r"1 label is out of range: .*000007 \(shrink\) has 7"):
         known_labels(source, numbers[:7], "x")
+    # A list may know more classes than it has videos of (UCF101's classInd.txt).
+    few = SyntheticVideos(3, frames=8, size=32)
+    assert known_labels(few, CLASSES[2::-1], "x").tolist() == [2, 1, 0]
 
 
 class Named(SyntheticVideos):
@@ -331,6 +335,18 @@ def test_predict_prints_a_table(
     assert shares == sorted(shares, reverse=True)
 
 
+def test_predict_takes_a_video_whatever_its_name_ends_in(
+    classifier: Path, listed: Path, tmp_path: Path
+) -> None:
+    video = listed.parent / "a 6.mp4"
+    (tmp_path / "upload-1234").write_bytes(video.read_bytes())
+    found = testing.predict(tmp_path / "upload-1234", classifier, cpu=True)
+    assert found == testing.predict(video, classifier, cpu=True)
+    (tmp_path / "notes.txt").write_text("no video")
+    with pytest.raises(VideoError, match=r"notes\.txt: not a video"):
+        testing.predict(tmp_path / "notes.txt", classifier, cpu=True)
+
+
 def test_predict_takes_a_built_in_video_by_its_number(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,6 +383,7 @@ def test_the_commands(
     assert testing.run_predict(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("%" in line for line in lines) == 3
+    assert not {"root", "format", "workers"} & vars(args).keys(), "of lists alone"
 
 
 def test_bad_input_is_named(classifier: Path, listed: Path, tmp_path: Path) -> None:

@@ -241,6 +241,21 @@ def test_oddities_are_told_with_names() -> None:
     assert labels.oddities(Labelled(("a", 0), ("b", 1)), None, ("0", "1")) == []
 
 
+def test_a_share_of_a_list_has_all_its_classes(tmp_path: Path) -> None:
+    frames = torch.zeros((4, 3, 36, 36), dtype=torch.uint8)
+    write_video(tmp_path / "0.mp4", frames)
+    for number in range(1, 12):
+        (tmp_path / f"{number}.mp4").write_bytes((tmp_path / "0.mp4").read_bytes())
+    lines = [f"{number}.mp4 {number}" for number in range(12)]
+    for name in ("train.csv", "val.csv"):
+        (tmp_path / name).write_text("\n".join(lines))
+    recipe = small(views__fraction=0.4, train__batch_size=2, train__micro_batch=2)
+    train, val = str(tmp_path / "train.csv"), str(tmp_path / "val.csv")
+    job = Finetuning(recipe.replace(data=train, val=val))
+    assert len(job.source) < 10
+    assert job.classes == tuple(str(number) for number in range(12))
+
+
 def test_the_hash_of_data_follows_names_and_labels() -> None:
     videos = [("a.mp4", 0), ("b.mp4", 1)]
     same = labels.data_hash(Labelled(*videos))
@@ -278,7 +293,11 @@ def test_folders_of_classes_train_and_are_matched_by_name(tmp_path: Path) -> Non
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(tmp_path / f"{name}.mp4", frames.contiguous())
     recipe = small(
-        data=str(tmp_path / "train"), val=str(tmp_path / "val"), train__batch_size=4, train__steps=1
+        data=str(tmp_path / "train"),
+        val=str(tmp_path / "val"),
+        train__steps=1,
+        train__batch_size=2,
+        train__micro_batch=2,
     )
     job = Finetuning(recipe)
     assert job.classes == ("dive", "run", "swim")
@@ -322,8 +341,11 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     job = Finetuning(small(views__repeats=1, train__batch_size=6, train__micro_batch=0))
     with pytest.raises(ValueError, match="3 views are mixed"):
         job.batches(0, 0, 2, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"34, 17 videos by views.repeats"):
-        Finetuning(small(train__batch_size=34, train__micro_batch=0))
+    # Two views of each of three videos are mixed with one another.
+    Finetuning(small(views__repeats=2, train__batch_size=3, train__micro_batch=3))
+    with pytest.raises(ValueError, match=r"17, more than the 16 videos .*say --batch_size 4$"):
+        Finetuning(small(train__batch_size=17, train__micro_batch=0))
+    assert Finetuning(small(train__batch_size=5, train__micro_batch=5)).steps_per_epoch == 3
 
 
 def test_recipes_are_table_9() -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from mme_model.foreign import open_weights
+from mme_model.weights import read_weights
 
 STATE = {"patch_embed.proj.weight": torch.ones(2, 3), "norm.bias": torch.zeros(3)}
 
@@ -69,7 +70,9 @@ def test_options_of_the_training_program_are_plain_values(tmp_path: Path) -> Non
     assert opened.tensors.keys() == STATE.keys()
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "wrapper", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_weights_are_found_wherever_programs_put_them(tmp_path: Path, wrapper: str) -> None:
     state = {wrapper + key: value for key, value in STATE.items()}
     for content in ({"model": state}, {"module": state}, {"state_dict": state}, state):
@@ -77,6 +80,16 @@ def test_weights_are_found_wherever_programs_put_them(tmp_path: Path, wrapper: s
         assert open_weights(tmp_path / "a.pt").tensors.keys() == STATE.keys()
     (tmp_path / "a.pt").rename(tmp_path / "mp_rank_00_model_states.pt")
     assert open_weights(tmp_path).tensors.keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "model.videomae."])
+def test_weights_behind_an_unknown_prefix_are_of_no_known_format(
+    tmp_path: Path, prefix: str
+) -> None:
+    patches = "patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"
+    torch.save({prefix + key: torch.zeros(4, 3, 2, 2, 2) for key in patches}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"no format known here; it has {prefix}patch_embed"):
+        read_weights(tmp_path / "a.pth")
 
 
 def test_shards_are_read_together(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conversions import saved
 from jobs import changed
 
+from mme_model.convert import convert
 from mme_model.finetune import Finetuning
 from mme_model.finetune_recipe import FinetuneRecipe
 from mme_model.initial import _next_step
@@ -60,6 +62,33 @@ def test_a_checkpoint_that_does_not_fit_says_with_what_it_does(
         Finetuning(small(init=str(classifier), **changes))
     assert said in str(error.value)
     assert "in the checkpoint" in str(error.value), "the table stands below"
+
+
+def test_other_heads_than_the_files_are_refused_though_every_shape_fits(
+    classifier: Path, tmp_path: Path
+) -> None:
+    said = r"its encoder has 2 attention heads, the model 4; start from it with --model.heads 2$"
+    with pytest.raises(ValueError, match=said):
+        Finetuning(small(init=str(classifier), model__heads=4))
+    for to, name in (("videomae", "a.pth"), ("hf", "folder")):
+        convert(classifier, tmp_path / name, to)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=said):
+            Finetuning(small(init=str(tmp_path / name), model__heads=4))
+    assert not [note for note in Finetuning(small(init=str(classifier))).notes if "heads" in note]
+
+
+def test_a_file_that_does_not_say_its_heads_takes_the_models(
+    classifier: Path, tmp_path: Path
+) -> None:
+    convert(classifier, tmp_path / "a.pth", "videomae")
+    weights = torch.load(tmp_path / "a.pth", weights_only=True)["model"]
+    torch.save({"model": weights}, tmp_path / "bare.pth")
+    job = Finetuning(small(init=str(tmp_path / "bare.pth")))
+    assert any(
+        "does not say how many attention heads its encoder has; the model has 2, where 64 values "
+        "each would make 1" in note
+        for note in job.notes
+    )
 
 
 def test_a_size_that_has_a_name_is_named(tmp_path: Path) -> None:

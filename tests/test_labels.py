@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jobs import changed
@@ -17,6 +18,7 @@ from mme_model.classifier import Classifier
 from mme_model.evaluate import evaluate
 from mme_model.finetune import finetune
 from mme_model.finetune_recipe import FinetuneRecipe
+from mme_model.listed import unique_videos
 from mme_model.probe import probe
 from mme_targets.files import write_video
 
@@ -115,3 +117,25 @@ def test_a_probe_says_it_and_refuses(folder: Path, classifier: Path, tmp_path: P
         probe(classifier, data, other, out=tmp_path / "b", cpu=True)
     summary = probe(classifier, same, data, out=tmp_path / "c", cpu=True)
     assert "taken for 0 = dive, 1 = run" in json.dumps(summary["notes"])
+
+
+def test_a_video_is_the_same_whatever_a_list_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "there" / name).touch()
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "there" / "a.mp4")
+    (tmp_path / "folder").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    train = Labelled(("there/a.mp4", 0), ("there/../there/a.mp4", 0), ("there/b.mp4", 1))
+    twice, both = labels.oddities(
+        train, Labelled((str(tmp_path / "there/b.mp4"), 1), ("link.mp4", 0)), ("0", "1")
+    )
+    assert "1 video is listed more than once for training:\n  there/a.mp4" in twice
+    assert "2 videos are both trained on and measured on" in both
+    assert "  link.mp4" in both
+    with pytest.raises(ValueError, match=r"listed with two labels:\n  folder/b\.mp4"):
+        labels.class_names(Labelled(*train.videos, ("folder/b.mp4", 0)), "data")
+    asked = Labelled(("there/a.mp4", 0), ("folder/a.mp4", 0), ("link.mp4", 0))
+    assert unique_videos(asked, np.zeros(3, dtype=np.int64))[0] == [0]
