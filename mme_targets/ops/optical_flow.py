@@ -81,8 +81,8 @@ def optical_flow(
     -------
     [B, P, 2, H, W] or [P, 2, H, W] float32, px
         From the pair's first frame to its second; channel 0 is x (right), 1 is y (down). The same
-        whatever the batch, the other pairs or the number of threads. Two equal frames give exactly
-        zero.
+        whatever the batch, the other pairs or the number of threads (by RAFT up to rounding). Two
+        equal frames give exactly zero (but by RAFT).
 
     Raises
     ------
@@ -276,8 +276,9 @@ def gathered(
     whole = used == list(range(clips.shape[1]))
     kept = clips if whole else clips[:, torch.tensor(used, dtype=torch.long, device=clips.device)]
     place = {t: k for k, t in enumerate(used)}
-    listed = torch.tensor([(place[a], place[b]) for a, b in pairs], dtype=torch.int32)
-    starts = len(used) * torch.arange(len(clips), dtype=torch.int32)
+    kind: dict[str, Any] = {"dtype": torch.int32, "device": "cpu"}  # whatever torch's default is
+    listed = torch.tensor([(place[a], place[b]) for a, b in pairs], **kind)
+    starts = len(used) * torch.arange(len(clips), **kind)
     places = (listed.view(1, -1, 2) + starts.view(-1, 1, 1)).view(-1, 2)
     return kept.flatten(0, 1), places.to(clips.device)
 
