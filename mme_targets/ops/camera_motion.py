@@ -22,6 +22,7 @@ from ..backends.reference import camera_motion as reference
 from ..config import SurfConfig, Tvl1Config
 from .optical_flow import (
     DETECTORS,
+    LARGEST,
     METHODS,
     Progress,
     check_bound,
@@ -271,4 +272,6 @@ def _settings(
     check_seed(seed)
     if surf is not None and not isinstance(surf, SurfConfig):
         raise TypeError(f"surf is a {type(surf).__name__}; must be a SurfConfig")
-    return reference.Settings(detector, window, threshold, seed, surf or SurfConfig())
+    reach = None if window is None else float(min(window, LARGEST))
+    error = float(min(threshold, LARGEST))
+    return reference.Settings(detector, reach, error, seed, surf or SurfConfig())

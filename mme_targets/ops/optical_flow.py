@@ -23,6 +23,7 @@ from ..config import Tvl1Config
 
 METHODS = ("tvl1", "farneback", "dis", "raft")
 DETECTORS = ("surf", "sift", "orb", "corners")
+LARGEST = torch.finfo(torch.float32).max
 
 Progress = Callable[[int], object]
 
@@ -367,7 +368,10 @@ def check_seed(seed: int) -> None:
 
 def clipped(flow: torch.Tensor, bound: float | None) -> torch.Tensor:
     """`flow` clipped to ±`bound` in place, or as it is."""
-    return flow if bound is None else flow.clamp_(-bound, bound)
+    if bound is None:
+        return flow
+    most = float(min(bound, LARGEST))
+    return flow.clamp_(-most, most)
 
 
 def returned(result: torch.Tensor, given: Array, unbatched: bool) -> Array:
