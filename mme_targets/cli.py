@@ -76,8 +76,8 @@ def _add_video(parser: Any, out: str) -> None:
 def _add_flow(parser: Any) -> None:
     parser.add_argument("video", type=str, metavar="VIDEO", help="a video file")
     parser.add_argument("--out", type=str, required=True, metavar="FILE|DIR",
-                        help=".mp4: colours beside the frames; .npz: arrays; a folder: one .flo a "
-                        "pair")  # fmt: skip
+                        help=".mp4: colours beside the frames; .npz: arrays; a folder, new or "
+                        "empty: one .flo a pair")  # fmt: skip
     parser.add_argument("--start", type=int, default=0, metavar="N",
                         help="raw index of the first frame")  # fmt: skip
     parser.add_argument("--count", type=typing.Optional[int], default=None, metavar="N",  # noqa: UP045

@@ -140,8 +140,8 @@ def write_flow(
 
     ``.mp4`` shows the frames beside their flow in Middlebury's colours, before and after camera
     removal; ``.npz`` holds ``flow [P, 2, H, W]`` float32 px, ``frames``, ``times`` and, with camera
-    removal, ``homographies`` and ``ok``; a folder (no ending) gets one ``.flo`` a pair, named by
-    the index of its first frame.
+    removal, ``homographies`` and ``ok``; a folder (no ending, or there and empty) gets one ``.flo``
+    a pair, named by the index of its first frame.
 
     Raises
     ------

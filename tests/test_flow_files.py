@@ -203,3 +203,24 @@ def test_command(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(list((tmp_path / "f").iterdir())) == 2
     assert "camera motion removed from" in capsys.readouterr().out
     assert main([*line[:3], str(tmp_path / "f.gif"), "--count", "2"]) == 1
+
+
+def test_out_of_memory_is_one_line(
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["flow", str(video), "--out", str(tmp_path / "x.npz"), "--count", "1"]
+    assert main([*line, "--short_side", "1000000"]) == 1  # terabytes
+
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(flow_files, "flow_and_camera", fails)
+    assert main(line) == 1
+    said = [s for s in capsys.readouterr().err.splitlines() if s.startswith("mme: error: ")]
+    assert len(said) == 2
+    assert "mme: error: out of memory: can't allocate memory: you tried to" in said[0]
+    assert said[1].startswith("mme: error: out of memory")
+    assert not list(tmp_path.iterdir())
