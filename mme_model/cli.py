@@ -64,6 +64,12 @@ def _main(words: list[str]) -> int:
         return command.run(args)
     except (ValueError, TypeError, OSError, ImportError, VideoError, TrainingError) as error:
         return fail(error)
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for what a CPU's memory cannot hold.
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            said = str(error).rpartition("DefaultCPUAllocator: ")[2]
+            return fail(MemoryError(f"out of memory: {said or 'less at a time needs less'}"))
+        raise
 
 
 if __name__ == "__main__":

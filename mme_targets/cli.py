@@ -76,8 +76,8 @@ def _add_video(parser: Any, out: str) -> None:
 def _add_flow(parser: Any) -> None:
     parser.add_argument("video", type=str, metavar="VIDEO", help="a video file")
     parser.add_argument("--out", type=str, required=True, metavar="FILE|DIR",
-                        help=".mp4: colours beside the frames; .npz: arrays; a folder: one .flo a "
-                        "pair")  # fmt: skip
+                        help=".mp4: colours beside the frames; .npz: arrays; a folder, new or "
+                        "empty: one .flo a pair")  # fmt: skip
     parser.add_argument("--start", type=int, default=0, metavar="N",
                         help="raw index of the first frame")  # fmt: skip
     parser.add_argument("--count", type=typing.Optional[int], default=None, metavar="N",  # noqa: UP045
@@ -207,12 +207,13 @@ def run_show(args: Any) -> int:
     """`mme show`."""
     from rich.console import Console
 
-    from .files import check_writable
+    from .files import check_apart, check_writable
     from .show import check_kind, save
 
     check_kind(args.out)
     check_writable(args.out)
     job = build_job(args)
+    check_apart(args.out, args.video)
     if job.config.length < 1:
         raise ValueError("--length is 0, which leaves no track to show")
     with progress_bar("flow", job.pairs, "pairs") as advance:
@@ -241,7 +242,10 @@ def run_flow(args: Any) -> int:
         still = write_flow(job, args.out, advance)
     console = Console(soft_wrap=True)
     _say(console, job.config, None, job.pairs, still)
-    console.print(f"flow of {job.pairs} pairs of {args.video} -> {args.out}", highlight=False)
+    plural = "" if job.pairs == 1 else "s"
+    console.print(
+        f"flow of {job.pairs} pair{plural} of {args.video} -> {args.out}", highlight=False
+    )
     return 0
 
 
@@ -307,8 +311,10 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Any]:
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} {unit}/s" if speed else f"– {unit}/s")
+            # Of all that is done: work comes in blocks, so that the last seconds tell little.
+            spent = task.finished_time or task.elapsed
+            known = spent and task.completed
+            return Text(f"{task.completed / spent:.1f} {unit}/s" if known else f"– {unit}/s")
 
     columns = (
         TextColumn("{task.description}"),

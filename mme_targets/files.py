@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["atomic_path", "check_writable", "write_video"]
+__all__ = ["atomic_path", "check_apart", "check_writable", "write_video"]
 
 _TICKS = 60000
 """Ticks a second: whole for the usual rates, 29.97 too, and within what MPEG-4 allows."""
@@ -49,6 +49,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise type(error)(f"{path} cannot be written: {reason}") from error
+
+
+def check_apart(path: str | os.PathLike[str], video: str | os.PathLike[str]) -> None:
+    """Raise `ValueError` if `path`, which is to be written, is the video that is read."""
+    if os.path.exists(path) and os.path.samefile(path, video):
+        raise ValueError(f"{path} is the video itself, which would be lost; write to another name")
 
 
 @contextmanager

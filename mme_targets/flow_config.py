@@ -25,8 +25,9 @@ class Tvl1Config(Config):
     """Time step τ of the dual scheme; it converges up to 1/4."""
     lambda_: float = number(0.15, 0, 100, open_low=True)
     """Weight λ of the data term, for images in 0–255; smaller is smoother."""
-    theta: float = number(0.3, 0, 100, open_low=True)
-    """Tightness θ: how closely the two halves of the splitting hold together."""
+    theta: float = number(0.3, 1e-6, 100)
+    """Tightness θ: how closely the two halves of the splitting hold together. Where it is
+    far below 0.01 flow hardly leaves where it started."""
     gamma: float = number(0.0, 0, 100)
     """Weight γ of the illumination term, which lets brightness change smoothly; 0 leaves it out."""
     scales: int = number(10, 1, 32)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .config import TargetConfig
-from .files import atomic_path, check_writable, write_video
+from .files import atomic_path, check_apart, check_writable, write_video
 from .ops.camera_motion import flow_and_camera
 from .ops.optical_flow import optical_flow
 from .plan import ClipPlan
@@ -24,6 +26,8 @@ from .video import iter_clips, probe
 BLOCK = 16
 """Pairs decoded and solved at a time."""
 FLO_MAGIC = np.float32(202021.25)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing fails with where there was room to begin; it names no file, or a hidden one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class FlowJob:
         self.path, self.config, self.short_side = Path(path), config, short_side
         self.info = probe(path)
         last = self.info.frames - 1
+        if last < 1:
+            raise ValueError(f"{self.path} has one frame; flow needs two")
         if not 0 <= start < last:
             raise ValueError(f"start is {start}; {self.path} has pairs from 0 to {last - 1}")
         if count is not None and count < 1:
@@ -134,17 +140,19 @@ def write_flow(
 
     ``.mp4`` shows the frames beside their flow in Middlebury's colours, before and after camera
     removal; ``.npz`` holds ``flow [P, 2, H, W]`` float32 px, ``frames``, ``times`` and, with camera
-    removal, ``homographies`` and ``ok``; a folder (no ending) gets one ``.flo`` a pair, named by
-    the index of its first frame.
+    removal, ``homographies`` and ``ok``; a folder (no ending, or there and empty) gets one ``.flo``
+    a pair, named by the index of its first frame.
 
     Raises
     ------
     ValueError
-        For another ending.
+        For another ending, or where `out` is the video.
     OSError
-        If `out` cannot be written (before the work), or is a folder that holds something.
+        If `out` cannot be written (before the work, but for a disk that fills up), or is a folder
+        that holds something.
     """
-    out, still = Path(out), 0
+    out, kind, still = Path(out), Path(out).suffix.lower(), 0
+    check_apart(out, job.path)
 
     def counted(before: bool = False) -> Iterator[Pair]:
         nonlocal still
@@ -152,18 +160,25 @@ def write_flow(
             still += not pair.ok
             yield pair
 
-    if out.suffix == ".mp4":
-        check_writable(out)
-        write_video(out, _pictures(counted(before=True)), fps=job.info.fps or 25.0, crf=16)
-    elif out.suffix == ".npz":
-        check_writable(out)
-        _write_npz(list(counted()), out)
-    elif not out.suffix:
-        with _atomic_folder(out) as folder:
-            for pair in counted():
-                write_flo(folder / f"{pair.index:06d}.flo", pair.flow)
-    else:
-        raise ValueError(f"{out} must end in .mp4 or .npz, or be a folder: it says what to write")
+    try:
+        if kind == ".mp4":
+            check_writable(out)
+            write_video(out, _pictures(counted(before=True)), fps=job.info.fps or 25.0, crf=16)
+        elif kind == ".npz":
+            check_writable(out)
+            _write_npz(list(counted()), out)
+        elif not kind or out.is_dir():
+            with _atomic_folder(out) as folder:
+                for pair in counted():
+                    write_flo(folder / f"{pair.index:06d}.flo", pair.flow)
+        else:
+            raise ValueError(
+                f"{out} must end in .mp4 or .npz, or be a folder: it says what to write"
+            )
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(f"{out} cannot be written: {error.strerror}") from error
     return still
 
 
@@ -243,7 +258,7 @@ def _picture(pair: Pair, most: float) -> torch.Tensor:
         panels.append((name, colours(pair.flow, most)))
     else:
         panels.append(("flow", colours(pair.flow, most)))
-    side = max(16, height // 5)
+    side = min(max(16, height // 5), *pair.frame.shape[1:])
     line = torch.linspace(-1, 1, side)
     y, x = torch.meshgrid(line, line, indexing="ij")
     wheel = colours(torch.stack([x, y]) * most, most)
@@ -257,12 +272,15 @@ def _picture(pair: Pair, most: float) -> torch.Tensor:
             name = f"{name}, wheel {most:.1f} px"
         array = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
         size = max(0.3, height / 640)
-        for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        lines = (((0, 0, 0), 3), ((255, 255, 255), 1)) if min(picture.shape[1:]) > 8 else ()
+        for colour, width in lines:
             cv2.putText(array, name, (4, int(24 * size) + 4), cv2.FONT_HERSHEY_SIMPLEX, size,
                         colour, width, cv2.LINE_AA)  # fmt: skip
         drawn.append(torch.from_numpy(array).permute(2, 0, 1))
     whole = torch.cat(drawn, dim=2)
-    return whole[:, : height // 2 * 2, : whole.shape[2] // 2 * 2]
+    if height == 1:
+        whole = whole.expand(-1, 2, -1)
+    return whole[:, : whole.shape[1] // 2 * 2, : whole.shape[2] // 2 * 2]
 
 
 def _write_npz(pairs: list[Pair], out: Path) -> None:
@@ -279,24 +297,25 @@ def _write_npz(pairs: list[Pair], out: Path) -> None:
         np.savez(beside, **arrays)
 
 
-class _atomic_folder:
-    """A folder that appears whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-
-    def __enter__(self) -> Path:
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(f"{self.path} exists and is not an empty folder")
-        try:
-            self.beside.mkdir()
-        except OSError as error:
-            raise type(error)(f"{self.path} cannot be written: {error.strerror}") from error
-        return self.beside
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is None:
-            self.beside.replace(self.path)
+@contextmanager
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder whose files appear when all of them are written, or not at all."""
+    where = Path(os.path.realpath(path))
+    there = where.exists()
+    if there and (not where.is_dir() or any(where.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty folder")
+    # One that is there stays: it may be where a disk is mounted, or a shell's current folder.
+    hidden = (where if there else where.parent) / f".{where.name[:100]}.{secrets.token_hex(4)}"
+    try:
+        hidden.mkdir()
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        yield hidden
+        if there:
+            for file in hidden.iterdir():
+                file.replace(where / file.name)
         else:
-            shutil.rmtree(self.beside, ignore_errors=True)
+            hidden.replace(where)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)

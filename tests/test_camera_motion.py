@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
@@ -372,6 +374,18 @@ def test_the_seed_is_ransacs_own(rng: np.random.Generator) -> None:
     for one, other in zip(*results, strict=True):
         assert np.array_equal(one.homography, other.homography)
     assert len({found.homography.tobytes() for found in results[0]}) > 1
+
+
+@pytest.mark.parametrize("huge", [float("inf"), 1e300, 10**400, Fraction(10**50, 3)], ids=range(4))
+def test_limits_beyond_any_frame(rng: np.random.Generator, huge: float) -> None:
+    """They limit nothing."""
+    clip = seen(HOMOGRAPHIES["zoom"], rng, thing=False)
+    flow = optical_flow(clip, method="dis", bound=None)
+    assert np.array_equal(optical_flow(clip, method="dis", bound=huge), flow)
+    usual = camera_motion(clip, flow, window=None)
+    for one, other in zip(camera_motion(clip, flow, window=huge), usual, strict=True):
+        assert np.array_equal(one, other)
+    assert np.isfinite(camera_motion(clip, flow, threshold=huge).homographies).all()
 
 
 U8 = torch.zeros(1, 3, 3, 40, 44, dtype=torch.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -184,6 +186,24 @@ def test_matches_are_the_references(rng: np.random.Generator, window: float | No
     source, target, kept = matches.mutual(*tables, window)
     assert np.array_equal(source[kept].numpy(), expected[0].astype(np.float32))
     assert np.array_equal(target[kept].numpy(), expected[1].astype(np.float32))
+
+
+@pytest.mark.parametrize("floor", FAST)
+@pytest.mark.parametrize("window", [math.inf, 1e300, 1e30])
+def test_a_window_wider_than_any_frame_is_none(
+    rng: np.random.Generator, floor: str, window: float
+) -> None:
+    """Where points do not fill a vector, what fills it is in no window."""
+    points = rng.uniform(0, 60, (2, 83, 2)).astype(np.float32)
+    described = rng.integers(-512, 513, (2, 83, 64)).astype(np.float32)
+    table = matches.Points(
+        *(torch.from_numpy(p) for p in (points, described)), torch.ones(2, 83) > 0
+    )
+    pairs = torch.tensor([[0, 1], [1, 0]])
+    with running(floor):
+        found = batched.mutual(table, pairs, window)
+    for one, other in zip(found, batched.mutual(table, pairs, None), strict=True):
+        assert torch.equal(one[found[2]], other[found[2]])
 
 
 @pytest.mark.parametrize("floor", ["torch", *FAST])

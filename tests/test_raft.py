@@ -168,6 +168,9 @@ def test_errors_say_what_weights_must_be(folder, tmp_path):
     fails(ValueError, r"it has feature_encoder\S+ of shape \[1\], not \[32, 3, 7, 7\]", saved(
         {**state, key: torch.zeros(1)}
     ))  # fmt: skip
+    fails(ValueError, f"whose {key} holds values that are not finite", saved(
+        {**state, key: torch.full_like(state[key], torch.nan)}
+    ))  # fmt: skip
     fails(ValueError, "no raft_large of torchvision's: it has no .* and [0-9]+ more", saved(
         {"mask_predictor.conv.weight": torch.zeros(1)}
     ))  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 
 import cv2
@@ -213,6 +215,34 @@ def test_noise_and_hard_cuts_end_and_stay_finite(
         flow = tvl1(noise(3, *size), 255 - noise(3, *size), config=config, backend=backend)
     assert flow.shape == (2, *size)
     assert np.isfinite(flow).all()
+
+
+def _ends() -> list[dict[str, object]]:
+    """Each number of the config at either end of its documented range."""
+    found: list[dict[str, object]] = []
+    for f in dataclasses.fields(Tvl1Config):
+        if f.name in ("inner_iterations", "outer_iterations", "warps"):  # more only takes longer
+            found.append({f.name: 1})
+        elif "range" in f.metadata:
+            low, high, open_low = f.metadata["range"]
+            found += [{f.name: sys.float_info.min if open_low else low}, {f.name: high}]
+    return found
+
+
+@pytest.mark.parametrize("floor", FAST)
+@pytest.mark.parametrize("changes", _ends(), ids=str)
+def test_ends_of_every_range(floor: str, changes: dict[str, object]) -> None:
+    y, x = np.mgrid[:34, :45]
+    wave = [100 + 60 * np.sin(0.21 * (x - d) + 0.13 * y) * np.cos(0.17 * y) for d in (0, 0.6)]
+    frames = np.stack(wave).astype(np.float32)[:, None]
+    config = FIXED.replace(inner_iterations=6, outer_iterations=2, warps=2).replace(**changes)
+    initial = np.full((2, 34, 45), 0.3, np.float32)
+    for start in (None, initial):
+        expected = tvl1(*frames, config=config, initial=start, backend="reference")
+        with running(floor) as backend:
+            flow = tvl1(*frames, config=config, initial=start, backend=backend)
+        assert np.isfinite(flow).all()
+        assert np.abs(flow - expected).mean() < AGREE
 
 
 def test_cubic_weights_are_a_partition_and_interpolate() -> None:

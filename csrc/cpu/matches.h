@@ -3,6 +3,7 @@
 // distance to be exact, in whatever order it is added up.
 #pragma once
 
+#include <cfloat>
 #include <cstdlib>
 
 #include "wide.h"
@@ -61,6 +62,7 @@ void match(const Described& first, const Described& second, long room, long valu
     m.place[count++] = static_cast<int>(j);
   }
   for (int i = 0; i < kLanes; ++i) m.x[count + i] = m.y[count + i] = INFINITY;
+  const Wide reach = wide(window < FLT_MAX ? window : FLT_MAX);  // these lie outside any window
   for (long i = 0; i < room; ++i) {
     m.nearest[i] = -1;
     if (!first.valid[i]) continue;
@@ -68,7 +70,7 @@ void match(const Described& first, const Described& second, long room, long valu
     float least = INFINITY;
     for (long j = 0; j < count; j += kLanes) {
       const Wide dx = load(m.x + j) - x, dy = load(m.y + j) - y;
-      const unsigned outside = above(vmax(vmax(dx, -dx), vmax(dy, -dy)), wide(window));
+      const unsigned outside = above(vmax(vmax(dx, -dx), vmax(dy, -dy)), reach);
       for (unsigned left = ~outside & ((1u << kLanes) - 1); left != 0; left &= left - 1) {
         const long k = j + __builtin_ctz(left);
         const float far = distance_of(first.descriptors + i * values,

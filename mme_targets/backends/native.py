@@ -227,10 +227,15 @@ def surf(frames: torch.Tensor, config: SurfConfig) -> tuple[torch.Tensor, ...]:
     )  # fmt: skip
     if not done:
         raise MemoryError(f"SURF of {shape[2]}x{shape[1]} px: not enough memory")
-    valid = torch.arange(most) < found[:, None]
+    valid = _counted(found, most)
     return (
         points[:, :most], sides[:, :most, 0], strengths[:, :most, 0], directions, described, valid,
     )  # fmt: skip
+
+
+def _counted(found: torch.Tensor, most: int) -> torch.Tensor:
+    """Which of `most` places [F, most] are taken, of so many found in each of F frames."""
+    return torch.arange(most, device=found.device) < found[:, None]
 
 
 @cache
@@ -262,7 +267,7 @@ def corners(
     ):  # fmt: skip
         raise MemoryError(f"Corners of {width}x{height} px: not enough memory")
     most = int(found.max()) if count else 0
-    return points[:, :most], torch.arange(most) < found[:, None]
+    return points[:, :most], _counted(found, most)
 
 
 def mutual(
@@ -356,7 +361,7 @@ def explained(
     """
     first, second = (_ready(part, torch.float32) for part in (first, second))
     homographies, ok = _ready(homographies, torch.float64), _ready(ok, torch.bool)
-    scores = torch.empty(ok.shape, dtype=torch.float64)
+    scores = torch.empty_like(ok, dtype=torch.float64)
     if not _module(first).explained(
         first.data_ptr(), second.data_ptr(), homographies.data_ptr(), ok.data_ptr(),
         *ok.shape, *first.shape[1:], step, samples, noise, border,

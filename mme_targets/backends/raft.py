@@ -7,9 +7,9 @@ px, channel 0 to the right and channel 1 down. It runs wherever torch does. Fram
 
 Pairs go through the network one at a time: convolutions choose their algorithm by the size of the
 batch, so that only this makes a pair's flow the same whatever other pairs there are. Between
-devices, versions of torch and settings (TF32, `torch.backends.cudnn.benchmark`) it differs by
-rounding. The memory of a pair grows with the square of its pixels: all-pairs correlation of 224²
-takes 3 MB, of 1920x1080 some 6 GB.
+devices, versions of torch, numbers of threads and settings (TF32, `torch.backends.cudnn.benchmark`)
+it differs by rounding. The memory of a pair grows with the square of its pixels: all-pairs
+correlation of 224² takes 3 MB, of 1920x1080 some 6 GB.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 SMALLEST_SIDE = 128
 """px; below it the smallest map of correlations would have no pixel."""
@@ -31,6 +32,16 @@ HOW_TO_GET = (
     "a .pth, .pt or .safetensors file with a state dict of torchvision's raft_small or raft_large, "
     "for example torch.save(raft_large(weights='DEFAULT').state_dict(), 'raft_large.pth')"
 )
+
+
+class _Plain(TorchFunctionMode):
+    """The network makes its grids as it would in a program that set no defaults in torch."""
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func in (torch.linspace, torch.tensor)
+        plain = {"dtype": torch.float32, "device": "cpu"} if made else {}
+        return func(*args, **{**plain, **(kwargs or {})})
+
 
 _last = threading.local()
 """The network that each thread used last: it keeps state while it runs, so none is shared."""
@@ -83,8 +94,8 @@ def raft_flow(
     flow = frames.new_empty((len(index), 2, height, width), dtype=torch.float32)
     sides = _padding(width) + _padding(height)
     left, top = sides[0], sides[2]
-    # Mixed precision of the caller's own training must not reach in here.
-    with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+    # Mixed precision and defaults of the caller's own training must not reach in here.
+    with torch.no_grad(), torch.autocast(frames.device.type, enabled=False), _Plain():
         for k in range(len(index)):
             both = frames.index_select(0, index[k]).float().clamp(0, 255)
             both = F.pad((both / 255 - 0.5) / 0.5, sides, mode="replicate")
@@ -141,6 +152,9 @@ def _built(path: Path) -> Any:
             f"weights is {path}, no {name} of torchvision's: it {', '.join(wrong[:3])}{more}; "
             f"must be {HOW_TO_GET}"
         )
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"weights is {path}, whose {broken[0]} holds values that are not finite")
     network.load_state_dict(state, assign=True)
     return network.float().eval().requires_grad_(False)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ..arrays import Array, as_tensor, check_choice, check_dtype
@@ -21,6 +22,7 @@ from ..backends.reference import camera_motion as reference
 from ..config import SurfConfig, Tvl1Config
 from .optical_flow import (
     DETECTORS,
+    LARGEST,
     METHODS,
     Progress,
     check_bound,
@@ -240,9 +242,9 @@ def _by_reference(
     def of_greys(images: Any, done: Progress | None) -> Any:
         """Flow of pairs of grey images, on the floor that computes flow."""
         if not images:
-            return torch.zeros((0, 2, *clips.shape[-2:])).numpy()
+            return np.zeros((0, 2, *clips.shape[-2:]), np.float32)
         planes = [torch.from_numpy(image).float() for pair in images for image in pair]
-        ends = torch.arange(len(planes), dtype=torch.int32).view(-1, 2)
+        ends = torch.arange(len(planes), dtype=torch.int32, device="cpu").view(-1, 2)
         return flows(torch.stack(planes)[:, None], ends, done).numpy()
 
     flow, motion = reference.flow_and_camera(
@@ -270,4 +272,6 @@ def _settings(
     check_seed(seed)
     if surf is not None and not isinstance(surf, SurfConfig):
         raise TypeError(f"surf is a {type(surf).__name__}; must be a SurfConfig")
-    return reference.Settings(detector, window, threshold, seed, surf or SurfConfig())
+    reach = None if window is None else float(min(window, LARGEST))
+    error = float(min(threshold, LARGEST))
+    return reference.Settings(detector, reach, error, seed, surf or SurfConfig())

@@ -23,6 +23,7 @@ from ..config import Tvl1Config
 
 METHODS = ("tvl1", "farneback", "dis", "raft")
 DETECTORS = ("surf", "sift", "orb", "corners")
+LARGEST = torch.finfo(torch.float32).max
 
 Progress = Callable[[int], object]
 
@@ -81,8 +82,8 @@ def optical_flow(
     -------
     [B, P, 2, H, W] or [P, 2, H, W] float32, px
         From the pair's first frame to its second; channel 0 is x (right), 1 is y (down). The same
-        whatever the batch, the other pairs or the number of threads. Two equal frames give exactly
-        zero.
+        whatever the batch, the other pairs or the number of threads (by RAFT up to rounding). Two
+        equal frames give exactly zero (but by RAFT).
 
     Raises
     ------
@@ -276,8 +277,9 @@ def gathered(
     whole = used == list(range(clips.shape[1]))
     kept = clips if whole else clips[:, torch.tensor(used, dtype=torch.long, device=clips.device)]
     place = {t: k for k, t in enumerate(used)}
-    listed = torch.tensor([(place[a], place[b]) for a, b in pairs], dtype=torch.int32)
-    starts = len(used) * torch.arange(len(clips), dtype=torch.int32)
+    kind: dict[str, Any] = {"dtype": torch.int32, "device": "cpu"}  # whatever torch's default is
+    listed = torch.tensor([(place[a], place[b]) for a, b in pairs], **kind)
+    starts = len(used) * torch.arange(len(clips), **kind)
     places = (listed.view(1, -1, 2) + starts.view(-1, 1, 1)).view(-1, 2)
     return kept.flatten(0, 1), places.to(clips.device)
 
@@ -366,7 +368,10 @@ def check_seed(seed: int) -> None:
 
 def clipped(flow: torch.Tensor, bound: float | None) -> torch.Tensor:
     """`flow` clipped to ±`bound` in place, or as it is."""
-    return flow if bound is None else flow.clamp_(-bound, bound)
+    if bound is None:
+        return flow
+    most = float(min(bound, LARGEST))
+    return flow.clamp_(-most, most)
 
 
 def returned(result: torch.Tensor, given: Array, unbatched: bool) -> Array:

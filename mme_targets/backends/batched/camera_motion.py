@@ -123,7 +123,7 @@ def _points(levels: torch.Tensor, settings: Settings) -> matches.Points:
         return matches.Points(found.points, found.descriptors, found.valid)
     device = levels.device
     if detector == "corners" or min(levels.shape[1:]) < SMALLEST_SIDE:
-        none = torch.zeros((len(levels), 0, 2), device=device)
+        none = torch.zeros((len(levels), 0, 2), dtype=torch.float32, device=device)
         return matches.Points(none, none, none[..., 0].bool())
     # OpenCV's, on the host.
     images = levels.cpu().numpy()
@@ -132,9 +132,11 @@ def _points(levels: torch.Tensor, settings: Settings) -> matches.Points:
     )
     room = max((len(f.points) for f in each.values()), default=0)
     width = max((f.descriptors.shape[1] for f in each.values()), default=1)
-    points = torch.zeros((len(images), room, 2))
-    described = torch.zeros((len(images), room, width))
-    valid = torch.zeros((len(images), room), dtype=torch.bool)
+    # Numbers and place are said, since a program may have other defaults.
+    points, described = (
+        torch.zeros((len(images), room, n), dtype=torch.float32, device="cpu") for n in (2, width)
+    )
+    valid = torch.zeros((len(images), room), dtype=torch.bool, device="cpu")
     for k, features in each.items():
         count = len(features.points)
         points[k, :count] = torch.from_numpy(features.points).float()

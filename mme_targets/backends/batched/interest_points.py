@@ -316,7 +316,7 @@ def _directions(sums: torch.Tensor, corner: torch.Tensor, scale: torch.Tensor) -
     up, low, left, right = at(-1, 0), at(1, 0), at(0, -1), at(0, 1)
     dx = (low_right - up_right - low + up) - (low - up - low_left + up_left)
     dy = (low_right - right - low_left + left) - (right - up_right - left + up_left)
-    ax = torch.zeros((*scale.shape, len(compass)), device=sums.device)
+    ax = torch.zeros((*scale.shape, len(compass)), dtype=torch.float32, device=sums.device)
     ay = torch.zeros_like(ax)
     for i, weight in enumerate(weights.tolist()):
         gx, gy = (part[..., i, None].float() * weight for part in (dx, dy))

@@ -41,7 +41,9 @@ def mutual(
     if points.shape[1] == 0 or others.shape[1] == 0:
         return points, points, torch.zeros_like(valid)
     norms = (described * described).sum(-1)[..., None] + (described_ * described_).sum(-1)[:, None]
-    far = torch.baddbmm(norms, described, described_.transpose(1, 2), alpha=-2)
+    # Mixed precision of the caller's own training must not reach in here.
+    with torch.autocast(points.device.type, enabled=False):
+        far = torch.baddbmm(norms, described, described_.transpose(1, 2), alpha=-2)
     refused = ~(valid[..., None] & valid_[:, None])
     if window is not None:
         apart = (points[:, :, None] - others[:, None]).abs()
@@ -65,7 +67,7 @@ def corners(greys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     frames, height, width = greys.shape
     device = greys.device
     if height < 3 or width < 3 or frames == 0:
-        none = torch.zeros((frames, 0, 2), device=device)
+        none = torch.zeros((frames, 0, 2), dtype=torch.float32, device=device)
         return none, torch.zeros((frames, 0), dtype=torch.bool, device=device)
     strength = _strength(greys)
     best = strength.flatten(1).amax(1)[:, None, None]
@@ -83,7 +85,7 @@ def corners(greys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # A corner stays if it is the best of those left within 3 px; then its neighbours go. Ranks are
     # compared, which are unique.
     order = torch.arange(chosen.shape[1], 0, -1, device=device, dtype=torch.float32)
-    rank = torch.zeros((frames, count), device=device)
+    rank = torch.zeros((frames, count), dtype=torch.float32, device=device)
     rank = rank.scatter(1, chosen, order.where(there, 0.0).expand_as(there)).view_as(strength)
     kept = torch.zeros_like(peak)
     on_cpu = device.type == "cpu"
