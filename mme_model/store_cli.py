@@ -192,6 +192,7 @@ def _videos(count: int) -> str:
 
 
 def _say(report: Report, args: Any, console: Any) -> None:
+    _noted(report.short, console)
     _failures(report.failed, console)
     if report.failed and not args.retry:
         console.print("  --retry tries them again")
@@ -210,6 +211,14 @@ def _say(report: Report, args: Any, console: Any) -> None:
         + " to other parts" * (report.left > 0)
         + f" -> {args.out}"
     )
+
+
+def _noted(short: Sequence[tuple[str, str]], console: Any) -> None:
+    """Videos whose files are cut short: their tracks are of what is left."""
+    for name, how in short[:SHOWN]:
+        console.print(f"  note: {name} is {how}", style="yellow")
+    if len(short) > SHOWN:
+        console.print(f"  and {len(short) - SHOWN} more; the index lists them", style="yellow")
 
 
 def _failures(failed: Sequence[tuple[str, str]], console: Any) -> None:
@@ -335,6 +344,7 @@ def _info(store: Store, console: Any) -> Summary:
     by = [f"{name} {version}" for name, version in store.about["versions"].items()]
     by += [f"commit {store.about['commit'][:12]}"] if store.about["commit"] else []
     console.print(f"  made by {', '.join(by)}")
+    _noted([(record.name, record.short) for record in found.short], console)
     _failures([(record.name, record.reason) for record in found.failed], console)
     return found
 

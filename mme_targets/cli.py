@@ -185,14 +185,17 @@ def run_targets(args: Any) -> int:
     for name, shape in report.shapes.items():
         if not name.endswith((".mean", ".std")):
             console.print(f"  {name:<12} {list(shape)}", highlight=False, markup=False)
-    _say(console, job.config, report.visible, report.pairs, report.still)
+    _say(console, job, report.visible, report.still)
     plural = "" if report.clips == 1 else "s"
     console.print(f"{report.clips} clip{plural} of {args.video} -> {args.out}", highlight=False)
     return 0
 
 
-def _say(console: Any, config: TargetConfig, visible: float | None, pairs: int, still: int) -> None:
-    """How much of a clip can be used."""
+def _say(console: Any, job: Any, visible: float | None, still: int) -> None:
+    """How much of a video can be used."""
+    config, pairs = job.config, job.pairs
+    if job.info.short:
+        console.print(f"  note: {job.path} is {job.info.short}", highlight=False, markup=False)
     if visible is not None:
         console.print(f"  {visible:.1%} of the tracks stay in view", highlight=False)
     if config.camera_motion and pairs:
@@ -220,7 +223,7 @@ def run_show(args: Any) -> int:
         (one,) = job.measure(advance)
     visible = save(one, job.config, args.out, args.backend)
     console = Console(soft_wrap=True)
-    _say(console, job.config, visible, job.pairs, one.still)
+    _say(console, job, visible, one.still)
     console.print(f"tracks of {args.video} -> {args.out}", highlight=False)
     return 0
 
@@ -241,7 +244,7 @@ def run_flow(args: Any) -> int:
     with progress_bar("flow", job.pairs, "pairs") as advance:
         still = write_flow(job, args.out, advance)
     console = Console(soft_wrap=True)
-    _say(console, job.config, None, job.pairs, still)
+    _say(console, job, None, still)
     plural = "" if job.pairs == 1 else "s"
     console.print(
         f"flow of {job.pairs} pair{plural} of {args.video} -> {args.out}", highlight=False

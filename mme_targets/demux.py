@@ -8,6 +8,7 @@ against that list, frame by frame; where the two differ, `Untimed` asks to decod
 from __future__ import annotations
 
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ class Index:
     `pts` holds the stored time of each frame, in units of `time_base` seconds, or is None where
     those cannot be relied on; `keys` the positions at which decoding can start. `timed`: the
     container stores times at all. `listed`: the frames that its header claims, 0 where it does not
-    say. `size`: (height, width) as displayed.
+    say. `size`: (height, width) as displayed. `short`: how much is left of a file that was cut
+    short, by what it says of itself; empty where nothing is known to be missing.
     """
 
     frames: int
@@ -54,6 +56,7 @@ class Index:
     listed: int
     size: tuple[int, int] = (0, 0)
     rotation: int = 0
+    short: str = ""
 
 
 def index_of(path: str) -> Index:
@@ -68,16 +71,18 @@ def _read_index(path: str, changed: int, size: int) -> Index:
     """Read all packets, and decode one frame; all frames where packets carry no usable times."""
     with open_video(path) as (container, stream):
         timed = bool(_TIMED & set(container.format.name.split(",")))
-        packets = [
-            (packet.pts, packet.is_keyframe)
-            for packet in _packets(container, stream)
-            if not packet.is_discard and not packet.is_corrupt
-        ]
+        packets, empty = [], 0
+        for packet in _packets(container, stream):
+            if packet.size and not packet.is_discard and not packet.is_corrupt:
+                packets.append((packet.pts, packet.is_keyframe))
+            else:
+                empty += not packet.is_corrupt
         base = Fraction(stream.time_base)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         listed = stream.frames
         span = float(stream.duration * stream.time_base) if stream.duration else 0.0
         span = span or (container.duration or 0) / 1e6
+        said = _said(container, stream)
     frames = len(packets)
     rate = rate or (frames / span if span else 25.0)
     index = Index(frames, None, (), timed, base, rate, span or frames / rate, listed)
@@ -96,7 +101,29 @@ def _read_index(path: str, changed: int, size: int) -> Index:
         index = replace(index, frames=_count(path, index))
     tall, wide = first.height, first.width
     shown = (wide, tall) if display(first)[0] else (tall, wide)
-    return replace(index, size=shown, rotation=round(first.rotation) % 360)
+    short = _short(index, frames + empty, said)
+    return replace(index, size=shown, rotation=round(first.rotation) % 360, short=short)
+
+
+def _said(container: Any, stream: Any) -> float:
+    """Seconds at which the video of a Matroska file ends, as its writer left them; else 0."""
+    hours = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))
+    if hours:
+        return 3600 * int(hours[1]) + 60 * int(hours[2]) + float(hours[3])
+    alone = len(container.streams) == 1 and "matroska" in container.format.name
+    return (container.duration or 0) / 1e6 if alone else 0.0
+
+
+def _short(index: Index, there: int, said: float) -> str:
+    """`Index.short`, of so many packets and of when the file says that it ends."""
+    if index.listed > there:
+        frames = f"{index.frames} frame{'s' * (index.frames != 1)}"
+        return f"cut short: {frames} of the {index.listed} that it lists"
+    if index.pts:
+        end = float(index.pts[-1] * index.time_base) + 1 / index.fps
+        if said - end > max(0.25, 2 / index.fps):
+            return f"cut short: it ends after {end:.2f} of the {said:.2f} s that it says"
+    return ""
 
 
 def _first(path: str, index: Index) -> Any:
@@ -248,12 +275,12 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets that hold data, up to where the file cannot be read on."""
+    """Packets up to where the file cannot be read on; empty ones stand for frames left out."""
     import av
 
     try:
         for packet in container.demux(stream):
-            if packet.size:
+            if packet.size or packet.dts is not None:
                 yield packet
     except av.error.FFmpegError:
         return  # what lies before can be decoded; asking for more says where it ends

@@ -42,6 +42,7 @@ class Record:
     name : as the list has it.
     reason : why there are no tracks; empty where there are.
     frames, height, width, fps : of the video.
+    short : how the video file is known to be cut short; its tracks are of the frames that are left.
     still : pairs whose camera motion could not be found and is left in.
     bytes, digest : of the entry (SHA-256).
     source_bytes, source_digest : of the video file.
@@ -53,6 +54,7 @@ class Record:
     height: int = 0
     width: int = 0
     fps: float = 0.0
+    short: str = ""
     still: int = 0
     bytes: int = 0
     digest: str = ""

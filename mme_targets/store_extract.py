@@ -117,7 +117,8 @@ def read_video(path: str | os.PathLike[str], short_side: int = 0) -> Frames:
         for at in range(0, info.frames, BLOCK)
     ]
     clips = iter_clips(path, plans, short_side=short_side or None)
-    return Frames(info.frames, info.fps, (clip.frames for clip in clips))
+    about = {"source": {}, **({"short": info.short} if info.short else {})}
+    return Frames(info.frames, info.fps, (clip.frames for clip in clips), about)
 
 
 def extract_video(
@@ -184,8 +185,9 @@ def open_video(path: str | os.PathLike[str], short_side: int = 0) -> Frames:
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise VideoError(f"{os.fspath(path)}: the file changed while it was read")
 
-    about = {"source": {"bytes": before.st_size, "sha256": digest}}
-    return replace(read_video(path, short_side), about=about, check=unchanged)
+    found = read_video(path, short_side)
+    about = {**found.about, "source": {"bytes": before.st_size, "sha256": digest}}
+    return replace(found, about=about, check=unchanged)
 
 
 def extract_frames(
@@ -305,6 +307,7 @@ def extracted(store: Store, name: str) -> Record:
             height=entry.height,
             width=entry.width,
             fps=entry.about["fps"],
+            short=entry.about.get("short", ""),
             still=entry.about["still"],
             bytes=os.path.getsize(entry.path),
             digest=digest_of(entry.path),

@@ -49,6 +49,7 @@ class Report:
     ----------
     made : videos extracted by this run.
     failed : name and reason of every video of the list that failed.
+    short : name of every video with tracks whose file is cut short, and how.
     done, left : videos of the list with tracks, and unsettled.
     pairs : flows solved by this run.
     bytes : of the entries that it wrote.
@@ -57,6 +58,7 @@ class Report:
 
     made: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    short: list[tuple[str, str]] = field(default_factory=list)
     done: int = 0
     left: int = 0
     pairs: int = 0
@@ -178,6 +180,7 @@ class ExtractJob:
             known = records(store)
             settled = [known[item.name] for item in self.items if item.name in known]
             report.failed = [(r.name, r.reason) for r in settled if not r.done]
+            report.short = [(r.name, r.short) for r in settled if r.short]
             report.done = len(settled) - len(report.failed)
             report.left = len(self.items) - len(settled)
             if not report.left:

@@ -43,12 +43,14 @@ def size_text(count: float) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a store holds: videos with tracks, those that failed, frames, seconds, bytes; complete
-    where its list is settled to the end, be it that videos failed.
+    """What a store holds: videos with tracks, those that failed, those whose file is cut short
+    (with tracks of what is left), frames, seconds, bytes; complete where its list is settled to the
+    end, be it that videos failed.
     """
 
     done: int
     failed: list[Record]
+    short: list[Record]
     frames: int
     seconds: float
     bytes: int
@@ -75,6 +77,7 @@ def summary(store: Store) -> Summary:
     return Summary(
         done=len(done),
         failed=[record for record in known if not record.done],
+        short=[record for record in known if record.short],
         frames=sum(record.frames for record in done),
         seconds=sum(record.frames / record.fps for record in done if record.fps > 0),
         bytes=sum(record.bytes for record in done),

@@ -47,6 +47,7 @@ class VideoInfo:
     rotation : degrees, anticlockwise, by which stored frames are turned for display: 0, 90, 180
         or 270.
     duration : seconds.
+    short : how the file is known to be cut short, by what it says of itself; empty where it is not.
     """
 
     path: str
@@ -56,6 +57,7 @@ class VideoInfo:
     height: int
     rotation: int
     duration: float
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def probe(path: Path) -> VideoInfo:
         height=index.size[0],
         rotation=index.rotation,
         duration=index.duration,
+        short=index.short,
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from stores import CONFIG, COUNTS, tree
 
 from mme_targets import optical_flow, store_tracks, store_writer, trajectories
-from mme_targets.files import atomic_path
+from mme_targets.files import atomic_path, write_video
 from mme_targets.ops.camera_motion import flow_and_camera
 from mme_targets.store import Store, StoreError
 from mme_targets.store_entry import NOT_FINITE
@@ -228,6 +228,22 @@ def test_a_truncated_or_missing_entry_is_redone(
     assert job.run().made == 2
     assert tree(out) == tree(store_whole)
     assert verify(store) == []
+
+
+def test_a_video_that_is_cut_short_is_said_to_be(tmp_path: Path) -> None:
+    """It has tracks of the frames that are left, but not without a word."""
+    whole, path = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
+    write_video(whole, torch.randint(0, 256, (40, 3, 48, 64), dtype=torch.uint8), crf=30)
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    items = [Item(file.name, str(file)) for file in (path, whole)]
+    report = ExtractJob(tmp_path / "store", CONFIG, items).run()
+    assert (report.done, report.failed) == (2, [])
+    assert [name for name, _ in report.short] == ["cut.mkv"]
+    (found,) = summary(Store(tmp_path / "store")).short
+    assert 0 < found.frames < 40
+    assert re.fullmatch(
+        r"cut short: it ends after 0\.\d\d of the 1\.60 s that it says", found.short
+    )
 
 
 def test_failures_are_reported_and_tried_again_if_asked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,7 @@ def test_probe(videos: Path, name: str) -> None:
     )
     assert info.fps == pytest.approx(fps)
     assert info.duration == pytest.approx(frames / fps, abs=1.5 / fps)
+    assert info.short == ""
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -328,6 +330,11 @@ def test_truncated(videos: Path, tmp_path: Path, name: str) -> None:
     path.write_bytes(data[: len(data) * 6 // 10])
     count = probe(path).frames
     assert 0 < count < SOUND[name][0]
+    said = {
+        ".mkv": r"cut short: it ends after \d\.\d\d of the 10\.33 s that it says",
+        ".avi": rf"cut short: {count} frames of the 164 that it lists",
+    }
+    assert re.fullmatch(said[path.suffix], probe(path).short)
     last = count - 1
     whole = decode(videos / name, [0, last], short_side=64).frames
     assert torch.equal(decode(path, [0, last], short_side=64).frames, whole)
@@ -335,6 +342,14 @@ def test_truncated(videos: Path, tmp_path: Path, name: str) -> None:
         VideoError, match=rf"cut\.\w+: there is no frame {count}; there are {count}"
     ):
         decode(path, [0, count])
+
+
+def test_a_variable_rate_is_not_cut_short(tmp_path: Path) -> None:
+    """Pauses, and a last frame that stays on for a while."""
+    for ending in ("mkv", "mp4"):
+        path = tmp_path / f"slow.{ending}"
+        write_video(path, stripes(5), times=[0, 0.1, 3, 3.1, 9])
+        assert probe(path).short == ""
 
 
 def test_what_is_no_video(videos: Path, tmp_path: Path) -> None:
