@@ -4,24 +4,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern void *__libc_malloc(size_t size);
-extern void *__libc_memalign(size_t alignment, size_t size);
+extern void* __libc_malloc(size_t size);
+extern void* __libc_memalign(size_t alignment, size_t size);
 
-static void *filled(void *memory, size_t size) {
-  const char *byte = getenv("DIRTY");
+static void* filled(void* memory, size_t size) {
+  const char* byte = getenv("DIRTY");
   if (memory != NULL && byte != NULL) memset(memory, atoi(byte), size);
   return memory;
 }
 
-void *malloc(size_t size) { return filled(__libc_malloc(size), size); }
+void* malloc(size_t size) { return filled(__libc_malloc(size), size); }
 
-void *memalign(size_t alignment, size_t size) {
+void* memalign(size_t alignment, size_t size) {
   return filled(__libc_memalign(alignment, size), size);
 }
 
-void *aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+void* aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
 
-int posix_memalign(void **memory, size_t alignment, size_t size) {
+int posix_memalign(void** memory, size_t alignment, size_t size) {
   *memory = memalign(alignment, size);
   return *memory == NULL ? ENOMEM : 0;
 }
