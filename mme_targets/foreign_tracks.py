@@ -10,8 +10,8 @@
 
 NAME is the video's without its ending; where that is an absolute path, it is looked for below the
 folder all the same. Files are in the order of their names, numbers in these by their value, so that
-10 follows 9. Which method made them, whether camera motion was removed
-and so on is for the store's config to say: the files do not.
+10 follows 9. Which method made them, whether camera motion was removed and so on is for the store's
+config to say: the files do not.
 """
 
 from __future__ import annotations
